@@ -15,6 +15,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1041,15 +1042,28 @@ def survive(stored: SessionValues) -> list[Item]:
     return kept
 
 
+def cpu_s(call: Callable[[], object]) -> float:
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun
+
+
+def loop_s() -> float:
+    """The CPU time of ten million turns of a loop: 0.7 s on an idle core, twice that on a shared one."""
+    return 40 * cpu_s(lambda: [number + 1 for number in range(250_000)])
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_bytes_take_bounded_time(what: str) -> None:
-    """A second for the whole size, and a quarter of it for a quarter: time that grows faster is over both."""
+    """A second for the whole size, and a quarter of it for a quarter: time that grows faster is over both.
+
+    On a core that is busy, the time of a loop counts instead.
+    """
     data = HOSTILE[what](HOSTILE_BYTES // 4)
-    limit_s = 1.0 * len(data) / len(HOSTILE[what](HOSTILE_BYTES))
+    share = len(data) / len(HOSTILE[what](HOSTILE_BYTES))
     for stored in shells(data):
-        begun = time.process_time()
-        survive(stored)
-        assert time.process_time() - begun <= limit_s, stored.owner.store
+        tries = (cpu_s(partial(survive, stored)) for _ in range(3))
+        assert any(took <= share or took <= share * loop_s() for took in tries), stored.owner.store
 
 
 @pytest.mark.parametrize("what", HOSTILE)

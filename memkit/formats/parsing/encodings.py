@@ -53,13 +53,13 @@ _OLD_PICKLES = b"(]})cVSUXILFG"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _FERNET = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
 _PREFIXED = re.compile(rb"[A-Za-z][A-Za-z0-9_.-]{0,15}[:|$]")
-_PHP = re.compile(rb"(?:\w+\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w+\|(?:[bdi]:[\d.-]+|N);")
+_PHP = re.compile(rb"(?:\w{1,99}\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w{1,99}\|(?:[bdi]:[\d.-]+|N);")
 """What serialize() writes, or session_encode(): the name of each value before it."""
 _JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
 """The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
 _JSON_START = re.compile(rb'\s*[\[{]\s*["\]}]')
 _BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
-_REPR = re.compile(rb"[\[({]+\s*'|\[?\w*Message\w*\(\w+=")
+_REPR = re.compile(rb"[\[({]+\s*'|\[?\w{0,99}Message\w{0,99}\(\w+=")
 _STRINGIFIED = re.compile(
     r"(\[object [A-Z]\w*\],?)+"  # JavaScript
     r"|<[\w.]+( [\w.<>]+)* at 0x[0-9a-f]+>"  # Python
