@@ -9,7 +9,7 @@ import pytest
 from rdb_files import with_checksum
 from stress.fuzz_rdb import attempt, changed, corpus
 
-STEPS = 1_000
+STEPS = 500
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def marks_at(ax: plt.Axes, x: float, y: float) -> list[float]:
 
 
 def test_a_few_early_keys_of_thousands_are_marked() -> None:
-    rows: list[Row] = [on_time((3_600 + n % 500 * 1_000) * 1000) for n in range(20_000)]
+    rows: list[Row] = [on_time((3_600 + n % 500 * 1_000) * 1000) for n in range(8_000)]
     for n, end in ((5, "expired"), (6, "evicted"), (7, "deleted")):
         rows[n] = (rows[n][0], 299_000, 301_000, end)
     rows[300] = (rows[300][0], rows[300][0] * 20, 0, "not expired")
@@ -128,7 +128,7 @@ def test_a_few_early_keys_of_thousands_are_marked() -> None:
     assert "1 key configured 2h 40m,\nevicted after 5m" in shown
     assert "1 key configured 2h 57m,\ndeleted after 5m" in shown
     assert {"expired early: 1 key", "evicted: 1 key", "deleted: 1 key", "expired late: 1 key"} <= set(shown)
-    assert "expired on time: 19,995 keys" in shown
+    assert "expired on time: 7,995 keys" in shown
     assert "60 times too short" in shown
     assert min(marks_at(ax, 8_600, 300)) >= 45
     assert len(show(ax).svg) < 400_000
@@ -136,19 +136,20 @@ def test_a_few_early_keys_of_thousands_are_marked() -> None:
 
 def test_many_early_keys_share_marks() -> None:
     dice = random.Random(1)
-    ttls = [round(10 ** dice.uniform(6, 8.7)) for _ in range(20_000)]
+    ttls = [round(10 ** dice.uniform(6, 8.7)) for _ in range(8_000)]
     ax = plot_expiry(made_log([early(ttl, 300_000) if n % 2 else on_time(ttl) for n, ttl in enumerate(ttls)]))
     assert len([one for one in ax.collections if len(one.get_offsets()) == 1]) < 60
-    assert "expired early: 10,000 keys" in texts(ax)
+    assert "expired early: 4,000 keys" in texts(ax)
     assert any(
-        re.fullmatch(r"10,000 keys configured 16m \d+s to 5d \d+h,\nexpired after 5m", text) for text in texts(ax)
+        re.fullmatch(r"4,000 keys configured 16m \d+s to 5d \d+h,\nexpired after 5m", text) for text in texts(ax)
     )
 
 
 def test_the_svg_of_many_keys_is_small() -> None:
     log = made_log([on_time(ttl) for ttl in (1000, 60_000, 3_600_000, 86_400_000, WEEK_MS) for _ in range(4_000)])
-    assert "7d: 4,000 keys, 99 % within 3ms" in texts(plot_expiry(log))
-    assert len(show(plot_expiry(log)).svg) < 200_000
+    ax = plot_expiry(log)
+    assert "7d: 4,000 keys, 99 % within 3ms" in texts(ax)
+    assert len(show(ax).svg) < 200_000
     assert len(show(plot_survival(log)).svg) < 400_000
 
 
