@@ -977,7 +977,7 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
     "escaped emoji": lambda size: b'{"role":"user","content":"\\ud83e\\udde0' + b"x" * (size * 8 // 10) + b'"}',
     "msgpack of four billion": lambda _: b"\xdd\xff\xff\xff\xff",
     "msgpack, deep": lambda size: b"\x91" * (size // 10),
-    "msgpack, wide": lambda _: b"\xdc\xff\xff" + b"\xc0" * 65_535,
+    "msgpack, wide": lambda _: b"\xdc\x3f\xff" + b"\xc0" * 0x3FFF,
     "long base64": lambda size: base64.b64encode(b"\x00" * (size * 8 // 10)),
     "pickle of long text": lambda _: b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
     "protobuf": lambda size: b"\x08\x01" * (size * 3 // 10),
