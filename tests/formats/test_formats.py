@@ -955,8 +955,8 @@ def nested(depth: int) -> bytes:
 
 HOSTILE: dict[str, Callable[[int], bytes]] = {
     "nothing but prefixes": lambda size: b"a:" * (size // 20),
-    "zip bomb": lambda size: zlib.compress(b"0" * (5 * size)),
-    "gzip bomb in gzip": lambda size: gzip.compress(gzip.compress(b"0" * (5 * size))),
+    "zip bomb": lambda size: zlib.compress(b"0" * (2 * size)),
+    "gzip bomb in gzip": lambda size: gzip.compress(gzip.compress(b"0" * (2 * size))),
     "deep lists": lambda size: nested(size // 10),
     "deep objects": lambda size: b'{"a":' * (size // 20) + b"1" + b"}" * (size // 20),
     "deep but legal": lambda _: nested(900),
