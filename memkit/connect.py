@@ -7,9 +7,10 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from itertools import islice
+from typing import Any, AnyStr, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -22,6 +23,7 @@ from redis.client import NEVER_DECODE
 
 from memkit.errors import PolicyError, ServerError
 
+Item = TypeVar("Item")
 EXPECTED = "redis://, rediss://, unix://, redis+cluster://host:port or redis+sentinel://host:port/service"
 
 NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
@@ -155,6 +157,20 @@ def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
     while cursor != 0:
         cursor, names = execute_undecoded(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
         yield from names
+
+
+def escape_glob(text: AnyStr) -> AnyStr:
+    r"""Return text or bytes as a pattern that MATCH reads literally (``\ * ? [ ]`` are escaped)."""
+    if isinstance(text, bytes):
+        return re.sub(rb"([\\*?\[\]])", rb"\\\1", text)
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of a size."""
+    left = iter(items)
+    while chunk := list(islice(left, size)):
+        yield chunk
 
 
 def execute_undecoded(client: Any, *command: str | int) -> Any:

@@ -12,13 +12,12 @@ from pathlib import Path
 from memkit.audit.finding import Finding
 from memkit.audit.report import SOON_MS, AuditReport
 from memkit.config import glob_expression
-from memkit.connect import AnyClient, cli_command
+from memkit.connect import AnyClient, cli_command, escape_glob
 from memkit.errors import MemkitError
 from memkit.history.snapshots import open_source
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.values import to_bytes
 from memkit.render import counted, wrapped
-from memkit.server.clock import escape_glob
 
 RENEWALS_PER_S = 100
 """A redis-cli per key: a server has no noticeable load from 100 commands a second."""

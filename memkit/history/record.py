@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import redis
 
-from memkit.connect import connect, place, redact
+from memkit.connect import chunks, connect, escape_glob, place, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Action, Executed
 from memkit.history.recording import Recording
@@ -25,7 +25,6 @@ from memkit.history.tracking import Tracker
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
 from memkit.readonly.values import to_name
 from memkit.render import counted, duration
-from memkit.server.clock import chunks, escape_glob
 
 Replication = Literal["replica", "primary"]
 COUNTERS_EVERY_S = 0.2

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from memkit import formats
 from memkit.config import Expect, Expectation, expectations
+from memkit.connect import escape_glob
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import unknown
 from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionKey, SessionValues, Turn
@@ -20,7 +21,6 @@ from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
 from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, printable, utc_text
-from memkit.server.clock import escape_glob
 
 SCAN_FREELY_KEYS = 1_000_000
 """Up to here the database is always searched for further sessions of the same id: about a second of SCAN."""

@@ -17,6 +17,7 @@ from typing import Any, Final, Self, cast
 
 import redis
 
+from memkit.connect import chunks, escape_glob
 from memkit.errors import PolicyError
 from memkit.observe.log import (
     NEVER,
@@ -32,7 +33,7 @@ from memkit.observe.log import (
 from memkit.policy import UNIT_MS, Duration, ttl_ms, ttl_text
 from memkit.readonly.connection import ReadOnlyConnection, command, refused
 from memkit.render import duration, progress
-from memkit.server.clock import ServerClock, chunks, escape_glob, knows
+from memkit.server.clock import ServerClock, knows
 from memkit.server.guard import guard_write, started_by_memkit
 
 EVENTS: Final[Mapping[bytes, End]] = {b"expired": "expired", b"evicted": "evicted", b"del": "deleted"}

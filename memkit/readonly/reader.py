@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import redis
 
+from memkit.connect import chunks
 from memkit.readonly.connection import (
     Command,
     KeyCommands,
@@ -21,7 +22,6 @@ from memkit.readonly.connection import (
 )
 from memkit.readonly.target import Target
 from memkit.readonly.values import JSON_KIND, KeyRequest, RedisValue, to_bytes, to_name
-from memkit.server.clock import chunks
 
 Item = TypeVar("Item")
 MAX_BYTES = 64 << 20

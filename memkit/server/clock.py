@@ -1,28 +1,24 @@
 """Move time on a real Redis: the server's own clock if memkit started it, otherwise the deadlines of the keys."""
 
 import ctypes
-import re
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
-from typing import Any, AnyStr, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import redis
 from redis.client import NEVER_DECODE
 
-from memkit.connect import NO_DRIVER_INFO, primaries, scan
+from memkit.connect import NO_DRIVER_INFO, chunks, escape_glob, primaries, scan
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms
 from memkit.render import duration
 from memkit.server.guard import guard_write, own_prefixes, sandboxes, started_by_memkit
-
-Item = TypeVar("Item")
 
 KEYS_PER_SCRIPT = 500
 """Bounds the time that one script keeps the server busy: 2-6 microseconds a key (measured)."""
@@ -291,13 +287,6 @@ class ServerClock:
         return f"<ServerClock by {self.method}, {moved} from real time; not simulated: {not_simulated}>"
 
 
-def escape_glob(text: AnyStr) -> AnyStr:
-    r"""Return text or bytes as a pattern that MATCH reads literally (``\ * ? [ ]`` are escaped)."""
-    if isinstance(text, bytes):
-        return re.sub(rb"([\\*?\[\]])", rb"\\\1", text)
-    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
-
-
 class _Timespec(ctypes.Structure):
     _fields_ = (("s", ctypes.c_long), ("ns", ctypes.c_long))
 
@@ -321,13 +310,6 @@ def knows(client: redis.Redis | redis.RedisCluster, command: str) -> bool:
     one = client.get_redis_connection(client.get_random_node()) if isinstance(client, redis.RedisCluster) else client
     # As one word: redis-py's parser of COMMAND's reply fails on the nil for an unknown command.
     return bool(cast("Any", one).execute_command("COMMAND INFO", command)[0])
-
-
-def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of a size."""
-    left = iter(items)
-    while chunk := list(islice(left, size)):
-        yield chunk
 
 
 def _until(condition: Callable[[], bool], failure: str) -> None:

@@ -32,15 +32,17 @@ from memkit.connect import (
     NO_DRIVER_INFO,
     AnyAsyncClient,
     AnyClient,
+    chunks,
     connect,
     connect_async,
+    escape_glob,
     execute_undecoded,
     primaries,
     redact,
     scan,
 )
 from memkit.errors import LeftSandboxError, SandboxError
-from memkit.server.clock import ServerClock, chunks, escape_glob
+from memkit.server.clock import ServerClock
 from memkit.server.guard import NAME, REGISTRY, guard_write, own_prefixes, sandboxes
 from memkit.server.launcher import RedisServer
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, Ty
 
 from redis.exceptions import ResponseError
 
+from memkit.connect import escape_glob
 from memkit.errors import Conflict, DecodeError, EncodeError, PolicyError, PolicyShortenedWarning, SessionNotFound
 from memkit.policy import ExpiryPolicy
-from memkit.server.clock import escape_glob
 from memkit.store.encoding import (
     Message,
     Session,

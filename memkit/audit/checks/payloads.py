@@ -23,12 +23,12 @@ from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
+from memkit.connect import chunks
 from memkit.formats.model import KeyOwner
 from memkit.formats.parsing.encodings import ENCRYPTED, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, utc_text, utc_time
-from memkit.server.clock import chunks
 
 FEWEST_VALUES = 5_000
 BATCH_KEYS = 200

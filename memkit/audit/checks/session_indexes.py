@@ -19,11 +19,11 @@ from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
+from memkit.connect import chunks
 from memkit.formats.model import seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, duration
-from memkit.server.clock import chunks
 
 MOST_INDEXES = 3_000
 MOST_INDEX_BYTES = 1 << 20
