@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 
 from memkit.conformance.adapter import error_line
 from memkit.conformance.environment import TestEnvironment
-from memkit.conformance.outcomes import CaseSkipped
+from memkit.conformance.outcomes import CaseFailed, CaseSkipped
+from memkit.conformance.trial import TrialSession, difference
 
 LIMIT_S = 60.0
 """For one piece of work in another thread or process: more means that the store hangs."""
 FORK_ANSWERS_WITHIN = 0.25
 """The part of a case's time limit in which a store has to answer in a forked process, or is not tested in one."""
+STARTS_WITHIN = 0.6
+"""The part of a case's time limit in which a fresh Python has to start and import the adapter; else it is skipped."""
 LONGEST_S = 120.0
 """A forked process that works for longer ends by itself."""
 Result = TypeVar("Result")
@@ -176,3 +179,27 @@ class Interpreter:
             code = self._process.returncode
             self._ended = ", ".join((f"exit status {code}" if code >= 0 else f"signal {-code}", *last))
         return self._ended
+
+
+def in_a_fresh_process(session: TrialSession, fresh: Interpreter | None, *, when: str = "") -> str:
+    """Read and append in another process; return why that was not possible, or nothing."""
+    env = session.env
+    if fresh is None:
+        return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
+    message = session.role("user"), f"from a fresh process to {session.id}"
+    limit_s = env.limit_s * STARTS_WITHIN
+    try:
+        fresh.send(url=env.server.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
+        answer = fresh.receive(limit_s) or {"error": f"it ended: {fresh.stop()}"}
+    except TimeoutError:
+        answer = {"error": f"no answer within {limit_s:.2g} s"}
+    if "error" in answer:
+        return f"not tested from a fresh process: {answer['error']}"
+    if "raised" in answer:
+        raise RuntimeError(answer["raised"])
+    read = [(role, text) for role, text in answer["read"]]
+    if read != session.expected:
+        raise CaseFailed(f"read by a fresh process{when}: {difference(session.expected, read)}")
+    session.messages.append(message)
+    session.expect("appended by a fresh process, read by the first handle", by=session.handle)
+    return ""

@@ -6,12 +6,11 @@ from functools import partial
 
 from memkit.conformance.adapter import error_line
 from memkit.conformance.case import case
-from memkit.conformance.cases.isolation import in_a_fresh_process
 from memkit.conformance.environment import MARGIN_S, ROLES, TTL_S, TestEnvironment
 from memkit.conformance.fault_proxy import MOST_ROUND_TRIPS, through_proxy
 from memkit.conformance.keyspace import SessionKeys
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped, Symptom
-from memkit.conformance.processes import Interpreter
+from memkit.conformance.processes import Interpreter, in_a_fresh_process
 from memkit.conformance.trial import TrialSession, difference, long_text
 from memkit.render import duration
 

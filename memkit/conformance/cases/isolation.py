@@ -10,8 +10,8 @@ from memkit.conformance.case import case
 from memkit.conformance.environment import MARGIN_S, TTL_S, TestEnvironment, attempt
 from memkit.conformance.keyspace import SessionKeys, holds, key_text
 from memkit.conformance.outcomes import CaseFailed, CaseSkipped
-from memkit.conformance.processes import ForkedProcess, Interpreter, works_when_forked
-from memkit.conformance.trial import TrialSession, check_before, difference, long_text, quoted
+from memkit.conformance.processes import ForkedProcess, Interpreter, in_a_fresh_process, works_when_forked
+from memkit.conformance.trial import TrialSession, check_before, long_text, quoted
 from memkit.render import counted
 
 LONG_ID = "tenant-" + "0123456789" * 250
@@ -39,8 +39,6 @@ FOREIGN = "memkit-foreign"
 OTHER_DATABASE = 3
 APPENDS_FOR = 0.2
 """The part of a case's time limit in which more sessions are written; a slow store gets fewer."""
-STARTS_WITHIN = 0.6
-"""The part of a case's time limit in which a fresh Python has to start and import the adapter; else it is skipped."""
 
 
 def _write_all(env: TestEnvironment, ids: Iterable[str]) -> tuple[list[TrialSession], dict[str, str]]:
@@ -225,30 +223,6 @@ def _in_this_process_and_a_fork(env: TestEnvironment) -> tuple[TrialSession, str
     for name, handle in (("the first", session.handle), ("an early", early), ("a new", None)):
         session.expect(f"appended by another process, read by {name} handle", by=handle)
     return session, ""
-
-
-def in_a_fresh_process(session: TrialSession, fresh: Interpreter | None, *, when: str = "") -> str:
-    """Read and append in another process; return why that was not possible, or nothing."""
-    env = session.env
-    if fresh is None:
-        return "another process is a fork here: a fresh one imports the adapter by package.module:factory"
-    message = session.role("user"), f"from a fresh process to {session.id}"
-    limit_s = env.limit_s * STARTS_WITHIN
-    try:
-        fresh.send(url=env.server.url, session_id=session.id, ttl_s=env.ttl(), role=message[0], text=message[1])
-        answer = fresh.receive(limit_s) or {"error": f"it ended: {fresh.stop()}"}
-    except TimeoutError:
-        answer = {"error": f"no answer within {limit_s:.2g} s"}
-    if "error" in answer:
-        return f"not tested from a fresh process: {answer['error']}"
-    if "raised" in answer:
-        raise RuntimeError(answer["raised"])
-    read = [(role, text) for role, text in answer["read"]]
-    if read != session.expected:
-        raise CaseFailed(f"read by a fresh process{when}: {difference(session.expected, read)}")
-    session.messages.append(message)
-    session.expect("appended by a fresh process, read by the first handle", by=session.handle)
-    return ""
 
 
 @case(
