@@ -1,7 +1,8 @@
 """What a write command does to keys, as a server logs it: in an append-only file or in its replication stream.
 
 Servers log effects: relative TTLs as absolute ones (``PXAT``, ``PEXPIREAT``; Redis 6.2 still replicates relative ones),
-a script as the commands it ran, an expired or evicted key as ``DEL`` or ``UNLINK``.
+a script as the commands it ran, GETEX as ``PEXPIREAT``, ``PERSIST`` or ``DEL``, GEOADD as ``ZADD``, an expired or
+evicted key as ``DEL`` or ``UNLINK``.
 """
 
 import sys
@@ -123,14 +124,6 @@ def _set_several(rest: Sequence[bytes]) -> Iterator[Effect]:
         yield Effect("write" if keeps else "replace", key, deadline, ttl)
 
 
-def _get_and_set_deadline(rest: Sequence[bytes]) -> Iterator[Effect]:
-    deadline, ttl, _ = _set_options(rest[1:])
-    if b"PERSIST" in map(bytes.upper, rest[1:]):
-        yield Effect("drop deadline", rest[0])
-    elif deadline is not None or ttl is not None:
-        yield Effect("set deadline", rest[0], deadline, ttl)
-
-
 def _delete_document(rest: Sequence[bytes]) -> Iterator[Effect]:
     yield Effect("write" if len(rest) > 1 and rest[1] not in (b"$", b".") else "delete", rest[0])
 
@@ -183,21 +176,18 @@ def _popped(rest: Sequence[bytes]) -> list[Effect]:
     return [Effect("pop elements", rest[0], elements=_number(rest[1]) if len(rest) > 1 else 1)]
 
 
-def _added_with_options(words: int) -> Handler:
-    """Return the handler of ZADD or GEOADD, with so many words for each element."""
-
-    def handler(rest: Sequence[bytes]) -> list[Effect]:
-        options = takewhile(lambda word: word.isalpha() and not word.lower().endswith(b"inf"), rest[1:])
-        upper = [word.upper() for word in options]
-        count = 0 if b"XX" in upper else (len(rest) - 1 - len(upper)) // words
-        return [Effect("write", rest[0], elements=count)]
-
-    return handler
+def _add_with_scores(rest: Sequence[bytes]) -> list[Effect]:
+    options = takewhile(lambda word: word.isalpha() and not word.lower().endswith(b"inf"), rest[1:])
+    upper = [word.upper() for word in options]
+    return [Effect("write", rest[0], elements=0 if b"XX" in upper else (len(rest) - 1 - len(upper)) // 2)]
 
 
 def _set_fields(rest: Sequence[bytes]) -> list[Effect]:
     words = [word.upper() for word in rest]
-    return [Effect("expire fields", rest[0], elements=_number(rest[words.index(b"FIELDS", 1) + 1]))]
+    at = words.index(b"FIELDS", 1)
+    # With KEEPTTL, as Redis 8.2 logs HINCRBYFLOAT, no field gets a TTL.
+    expires = not {*_DEADLINE_UNITS_MS, *_TTL_UNITS_MS}.isdisjoint(words[1:at])
+    return [Effect("expire fields" if expires else "write", rest[0], elements=_number(rest[at + 1]))]
 
 
 def _named_elements(action: Action) -> Handler:
@@ -226,8 +216,7 @@ _HANDLERS: dict[bytes, Handler] = {
     ),
     **_named("LPUSH RPUSH LPUSHX RPUSHX", _named_elements("add elements")),
     b"LINSERT": _first_key("add elements"),
-    b"ZADD": _added_with_options(2),
-    b"GEOADD": _added_with_options(3),
+    b"ZADD": _add_with_scores,
     b"HSETEX": _set_fields,
     **_named("HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT", _first_key("expire fields", elements=0)),
     b"SADD": lambda rest: [Effect("write", rest[0], elements=len(set(rest[1:])))],
@@ -260,7 +249,6 @@ _HANDLERS: dict[bytes, Handler] = {
     b"PEXPIRE": _ttl("set deadline", 1),
     b"EXPIREAT": _deadline(1_000),
     b"PEXPIREAT": _deadline(1),
-    b"GETEX": _get_and_set_deadline,
     b"PERSIST": _first_key("drop deadline"),
     **_named("DEL UNLINK", lambda rest: [Effect("delete", key, keys=len(rest)) for key in rest]),
     **_named("GETDEL DELEX", _first_key("delete")),

@@ -72,6 +72,7 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 HSET chat:1 f v\n1 HDEL chat:1 f", ["deleted"]),
         ("0 HSET chat:1 f v\n1 HPEXPIREAT chat:1 +9 FIELDS 1 f\n9 HDEL chat:1 f", ["expired", "deleted"]),
         ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f", ["exists"]),
+        ("0 HSETEX chat:1 KEEPTTL FIELDS 1 f 1.5\n9 HDEL chat:1 f", ["deleted"]),
         ("0 XGROUP CREATE chat:1 g $ MKSTREAM", ["exists"]),
         ("0 SINTERSTORE chat:1 a b", ["exists"]),
         ("0 SET chat:1 v\n1 SINTERSTORE chat:1 a b", ["exists", "deleted"]),
