@@ -4,7 +4,6 @@ The key is ``chat_messages|v2|<tenant>|<app>|<user>|redis_memory|<session>``; a 
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +32,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     if not most_are(raw, SHAPES[STORE], named=raw.name.startswith(PREFIX)):
         return None
     prefix, mark, tail = raw.name.rpartition(ENCODED)
-    with suppress(binascii.Error, ValueError):
+    with suppress(ValueError):
         session = to_name(base64.b32decode(tail.upper() + "=" * (-len(tail) % 8)))
         if mark and session:
             return KeyOwner(STORE, session, prefix, "primary")

@@ -13,6 +13,7 @@ from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionV
 from memkit.formats.parsing.documents import peek, read
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
+    REDIS_PARTS,
     blobs,
     checkpoints,
     is_javascript,
@@ -29,14 +30,12 @@ from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE, SHALLOW = "langgraph-js", "langgraph-js-shallow"
 _END = ":shallow"
-_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_blob": "blob",
-          "write_keys_zset": "write list"}  # fmt: skip
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim a thread's keys by their documents; Python's saver writes a word where this one has no namespace."""
     pieces = name_parts(raw.name, REDIS_KINDS)
-    if pieces is None or pieces.kind not in _PARTS or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
+    if pieces is None or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
         return None
     document = peek(raw)
     thread = text_or_none(document.get("thread_id")) or (None if document else thread_of(pieces.rest, "", wanted))
@@ -46,7 +45,7 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         return None
     after = pieces.rest[len(thread) + 1 :]
     own = is_javascript(document) or after[:1] == ":" or after.endswith(_END) or pieces.kind == "checkpoint_blob"
-    return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind]) if own or own_list else None
+    return KeyOwner(STORE, thread, pieces.prefix, REDIS_PARTS[pieces.kind]) if own or own_list else None
 
 
 def _by_kind(stored: SessionValues) -> defaultdict[str, dict[str, RedisValue | None]]:

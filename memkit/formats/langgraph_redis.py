@@ -20,6 +20,7 @@ from memkit.formats.model import Format, Item, KeyOwner, Note, Problem, SessionV
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
+    REDIS_PARTS,
     Pieces,
     blobs,
     checkpoints,
@@ -48,8 +49,6 @@ _SINCE = ("checkpoint_ts", "run_id")
 """The fields of checkpoints since these versions, 0.1 of RedisSaver and 0.3 of ShallowRedisSaver."""
 MOST_NAME_BYTES = 10_000
 """A longer value of a pointer is not a key's name: the expressions for names take 0.1 s for 9 MB (measured)."""
-_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
-          "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
@@ -62,7 +61,9 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         thread = thread_of(pieces.rest, ROOT, wanted) or _shallow_thread(pieces) if pieces else None
         if pointer or not pieces or not thread or wanted not in (None, thread) or raw.kind not in DOCUMENT_KINDS:
             return pointer
-        return KeyOwner(STORE, thread, pieces.prefix, _PARTS[pieces.kind])  # a damaged document is known by its name
+        return KeyOwner(
+            STORE, thread, pieces.prefix, REDIS_PARTS[pieces.kind]
+        )  # a damaged document is known by its name
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(name_parts(raw.name, REDIS_KINDS))
     kind = next((kind for kind, fields in _FIELDS.items() if document.keys() >= fields), None)
     if kind is None or thread is None or wanted not in (None, thread) or is_javascript(document):

@@ -1,7 +1,6 @@
 """The items of openai-agents' RedisSession that are not messages: reasoning, hosted tools' items, encrypted ones."""
 
 import base64
-import binascii
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,5 +56,5 @@ def _fernet_time(token: Any) -> float | None:
         return None
     try:
         return seconds(int.from_bytes(base64.urlsafe_b64decode(token[:12])[1:9], "big"))
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None

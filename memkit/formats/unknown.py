@@ -175,9 +175,6 @@ def _of_hash(raw: RedisValue) -> list[Entry]:
     values = {name: _opened_value(raw.fields[name]) for name in raw.fields}
     if found := named_entries(values, raw.name):
         return found
-    each = [entry for value in values.values() if (entry := entry_of(value, raw.name))]
-    if each and len(each) == len(values):
-        return each
     return next((found for value in values.values() if (found := find_entries(value, raw.name))), [])
 
 

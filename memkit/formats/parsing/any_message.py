@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from memkit.formats.model import Tool, Turn, a_dict, a_list, one_of, seconds, text_or_none
 from memkit.formats.parsing.chat import (
+    CALL_PARTS,
     ROLES,
     answered,
     calls,
@@ -76,7 +77,6 @@ _LESS_LIKELY = ("user", "customer", "client", "model", "agent")
 _SHORTEST_ALONE = 2
 """``{"q": …, "a": …}`` is a pair; one field of one letter may be anything."""
 _PLAIN_FIELDS = frozenset({"role", "content", "id"})
-_CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _RESULT_PARTS = frozenset({"toolresult", "functionresult", "functionresponse", "toolresponse", "toolreturn"})
 _DONE_STATES = ("result", "output-available", "output-error")
 _TRANSCRIPT_CHARS = 1 << 20
@@ -222,14 +222,12 @@ def _text_of(part: Any) -> str | None:
 
 def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
     """Return what a part is (``call``, ``result``, both, or nothing), and its fields with plain names."""
-    if not isinstance(part, dict):
-        return "", {}
-    fields = plain_fields(part)
+    fields = plain_fields(a_dict(part))
     kind = next((fields[name] for name in ("type", "partkind", "blocktype") if isinstance(fields.get(name), str)), None)
     if kind is None and isinstance(fields.get("name"), str) and ("arguments" in fields or "callid" in fields):
         return ("call" if "arguments" in fields else "result"), fields  # AutoGen
     plain = plain_name(kind or "")
-    if plain in _RESULT_PARTS or plain in _CALL_PARTS:
+    if plain in _RESULT_PARTS or plain in CALL_PARTS:
         return ("result" if plain in _RESULT_PARTS else "call"), fields
     if (
         plain == "toolinvocation"
@@ -240,7 +238,7 @@ def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:
         inner |= plain_fields(a_dict(fields.get("toolinvocation")))
         return ("call with its result" if inner.get("state") in _DONE_STATES else "call"), inner
     for name, inner in fields.items():  # Gemini and Bedrock name the part by its one field
-        if isinstance(inner, dict) and (name in _RESULT_PARTS or name in _CALL_PARTS):
+        if isinstance(inner, dict) and (name in _RESULT_PARTS or name in CALL_PARTS):
             return ("result" if name in _RESULT_PARTS else "call"), plain_fields(inner)
     return "", {}
 

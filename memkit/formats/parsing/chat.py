@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from memkit.formats.model import Tool, a_dict, a_list, one_of, text_or_none
+from memkit.formats.model import Tool, a_dict, a_list, text_or_none
 
 ROLES = {
     "user": "user", "human": "user", "HumanMessage": "user", "HumanMessageChunk": "user",
@@ -16,8 +16,9 @@ ROLES = {
     "tool": "tool", "function": "tool", "ToolMessage": "tool", "ToolMessageChunk": "tool",
     "FunctionMessage": "tool", "FunctionMessageChunk": "tool",
 }  # fmt: skip
-CALL_PARTS = frozenset({"tool_use", "tool_call", "function_call", "toolUse", "tool-call", "functionCall", "toolCall"})
-_STEP_PARTS = frozenset({"step-start", "step-finish", "start-step", "finish-step"})
+CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
+"""The plain names of a call's type."""
+_STEP_PARTS = frozenset({"stepstart", "stepfinish", "startstep", "finishstep"})
 """Marks that the AI SDK puts between the steps of an answer."""
 _CALL_IDS = ("toolcallid", "tooluseid", "callid")
 _FEW_FIELDS = 32
@@ -50,10 +51,8 @@ def part_text(part: Any) -> str | None:
         return flatten(part) if part is None or isinstance(part, str) else json.dumps(part)
     if (text := inner_text(part)) is not None:
         return text
-    if isinstance(part.get("parts"), list):
-        return flatten(part["parts"])
     kind = part.get("type") or part.get("block_type") or next((key for key in part if part[key] is not None), "part")
-    if one_of(kind, CALL_PARTS) or one_of(kind, _STEP_PARTS):
+    if isinstance(kind, str) and plain_name(kind) in CALL_PARTS | _STEP_PARTS:
         return None
     return f"[{kind if isinstance(kind, str) and _WORD.fullmatch(kind) else 'part'}]"
 
@@ -120,4 +119,4 @@ def call_parts(content: Any) -> tuple[Tool, ...]:
     """Return the calls among the parts of a content (Anthropic's ``tool_use``)."""
     if not isinstance(content, list):
         return ()
-    return calls([part for part in content if isinstance(part, dict) and one_of(part.get("type"), CALL_PARTS)])
+    return calls([part for part in content if plain_name(text_or_none(a_dict(part).get("type")) or "") in CALL_PARTS])

@@ -1,7 +1,6 @@
 """What LangGraph's savers share: names of keys, the state's messages, chains of checkpoints, serialised values."""
 
 import base64
-import binascii
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,9 +16,10 @@ from memkit.formats.parsing.element_shapes import TYPES, is_constructed, kind_of
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 KNOWN_VERSION = 4
-REDIS_KINDS = ("checkpoint", "checkpoint_write", "checkpoint_latest", "checkpoint_blob", "write_keys_zset",
-               "write_registry")  # fmt: skip
-"""The kinds of keys of langgraph-checkpoint-redis for Python and for JavaScript, full savers and shallow ones."""
+REDIS_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
+               "checkpoint_blob": "blob", "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
+"""The keys of langgraph-checkpoint-redis for Python and for JavaScript: their kinds, and their parts in a session."""
+REDIS_KINDS = tuple(REDIS_PARTS)
 MAX_NESTED = 4
 """Extensions inside extensions of msgpack; each is unpacked anew, so their depth must be bounded."""
 _PYDANTIC = (4, 5)
@@ -175,7 +175,7 @@ def deserialised(kind: str, encoded: str, raw: RedisValue) -> tuple[Any, list[Pr
     except msgpack.MsgpackFault as error:
         cause = Parsed(None, Fault(f"msgpack {error.message} at its byte {error.byte:,}", error.byte))
         return None, [corrupt(raw.name, data, cause)]
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None, [corrupt(raw.name, raw.data, Parsed(None, Fault("not valid base64", 0)))]
 
 
