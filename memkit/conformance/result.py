@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from memkit.conformance.case import CaseResult, Outcome
 from memkit.conformance.root_causes import RootCause, root_causes
@@ -57,9 +57,7 @@ class Result:
         return {
             "schema": 2,
             "store": self.store,
-            "passed": self.count("passed"),
-            "failed": self.count("failed"),
-            "skipped": self.count("skipped"),
+            **{outcome: self.count(outcome) for outcome in get_args(Outcome)},
             "root_causes": [asdict(cause) for cause in causes],
             "cases": [
                 {name: getattr(case, name) for name in shown} | {"root_cause": roots.get(case.name)}

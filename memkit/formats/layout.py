@@ -170,8 +170,6 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         session = wanted or stated
         if wanted and stated not in (None, wanted):
             continue
-        if session is None and not layout.prefix and key.pattern == "{id}":
-            return KeyOwner(layout.store, raw.name, "", key.part)
         found = _regex(layout.prefix, key.pattern, session, layout.colon).fullmatch(raw.name)
         literal = session or key.pattern != "{id}"
         if found is None and key.fields and literal and (stated or not _is_open(layout.prefix)):

@@ -5,12 +5,11 @@ library and the version that wrote the capture.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from memkit.formats import ag2, langchain, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
-from memkit.formats.model import SessionValues, Turn, a_dict, one_of
+from memkit.formats.model import SessionValues, a_dict, one_of
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks
@@ -42,10 +41,6 @@ def _spring_notes(stored: SessionValues) -> Iterable[str]:
 def _summary_note(stored: SessionValues) -> Iterable[str]:
     if any(raw and b'"context":"' in raw.data for raw in stored.keys.values()):
         yield "messages before these were summarised into the document's context and are not stored any more"
-
-
-def _adk_turns(event: dict[str, Any], key: str) -> Sequence[Turn] | str | None:
-    return adk_lacks(event) or (read_any(event, key) if a_dict(event.get("content")).get("parts") else None)
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -104,7 +99,9 @@ LAYOUTS: tuple[Layout, ...] = (
         default_ttl="1h",
         id_field="id",
         messages_field="events",
-        convert=_adk_turns,
+        convert=lambda event, key: (
+            adk_lacks(event) or (read_any(event, key) if a_dict(event.get("content")).get("parts") else None)
+        ),
     ),
     # ag2 1.2.1.
     Layout(

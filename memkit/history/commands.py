@@ -112,20 +112,10 @@ def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool
     return deadline, ttl, keeps
 
 
-def _set(rest: Sequence[bytes]) -> Iterator[Effect]:
-    deadline, ttl, keeps = _set_options(rest[2:])
-    yield Effect("write" if keeps else "replace", rest[0], deadline, ttl)
-
-
-def _set_several(rest: Sequence[bytes]) -> Iterator[Effect]:
-    count = _number(rest[0])
-    deadline, ttl, keeps = _set_options(rest[1 + 2 * count :])
-    for key in rest[1 : 1 + 2 * count : 2]:
+def _set(rest: Sequence[bytes], *, keys: int = 1) -> Iterator[Effect]:
+    deadline, ttl, keeps = _set_options(rest[2 * keys :])
+    for key in rest[: 2 * keys : 2]:
         yield Effect("write" if keeps else "replace", key, deadline, ttl)
-
-
-def _delete_document(rest: Sequence[bytes]) -> Iterator[Effect]:
-    yield Effect("write" if len(rest) > 1 and rest[1] not in (b"$", b".") else "delete", rest[0])
 
 
 def _restore(rest: Sequence[bytes]) -> Iterator[Effect]:
@@ -170,10 +160,6 @@ def _copy(rest: Sequence[bytes]) -> Iterator[Effect]:
 
 def _first_key(action: Action, *, elements: int = 1) -> Handler:
     return lambda rest: [Effect(action, rest[0], elements=elements)]
-
-
-def _popped(rest: Sequence[bytes]) -> list[Effect]:
-    return [Effect("pop elements", rest[0], elements=_number(rest[1]) if len(rest) > 1 else 1)]
 
 
 def _add_with_scores(rest: Sequence[bytes]) -> list[Effect]:
@@ -221,7 +207,10 @@ _HANDLERS: dict[bytes, Handler] = {
     **_named("HGETEX HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT", _first_key("expire fields", elements=0)),
     b"SADD": lambda rest: [Effect("write", rest[0], elements=len(set(rest[1:])))],
     **_named("HSET HMSET", lambda rest: [Effect("write", rest[0], elements=len(set(rest[1::2])))]),
-    **_named("LPOP RPOP SPOP ZPOPMIN ZPOPMAX", _popped),
+    **_named(
+        "LPOP RPOP SPOP ZPOPMIN ZPOPMAX",
+        lambda rest: [Effect("pop elements", rest[0], elements=_number(rest[1]) if rest[1:] else 1)],
+    ),
     **_named("SREM HDEL ZREM", _named_elements("remove elements")),
     b"LTRIM": _trim_list,
     **_named(
@@ -243,7 +232,7 @@ _HANDLERS: dict[bytes, Handler] = {
     b"SETEX": _ttl("replace", 1_000),
     b"PSETEX": _ttl("replace", 1),
     **_named("MSET MSETNX", lambda rest: [Effect("replace", key) for key in rest[::2]]),
-    b"MSETEX": _set_several,
+    b"MSETEX": lambda rest: _set(rest[1:], keys=_number(rest[0])),
     **_named("RESTORE RESTORE-ASKING", _restore),
     b"EXPIRE": _ttl("set deadline", 1_000),
     b"PEXPIRE": _ttl("set deadline", 1),
@@ -252,7 +241,10 @@ _HANDLERS: dict[bytes, Handler] = {
     b"PERSIST": _first_key("drop deadline"),
     **_named("DEL UNLINK", lambda rest: [Effect("delete", key, keys=len(rest)) for key in rest]),
     **_named("GETDEL DELEX", _first_key("delete")),
-    **_named("JSON.DEL JSON.FORGET", _delete_document),
+    **_named(
+        "JSON.DEL JSON.FORGET",
+        lambda rest: [Effect("delete" if rest[1:2] in ([], [b"$"], [b"."]) else "write", rest[0])],
+    ),
     **_named("RENAME RENAMENX", lambda rest: [Effect("rename", rest[0], target=rest[1])]),
     b"MOVE": lambda rest: [Effect("rename", rest[0], target=rest[0], db=_number(rest[1]))],
     b"COPY": _copy,
