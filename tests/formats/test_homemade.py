@@ -93,11 +93,12 @@ RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"
     "newest_first",
     [
         [RESULT, CALL, ASKED],
+        [ANSWERED, RESULT, {"role": "assistant", "content": [{"type": "text", "text": "a"}, *CALL["content"]]}, ASKED],
         [ANSWERED | {"ts": 3}, ASKED | {"ts": 2}],
         [ANSWERED | {"timestamp": "2026-01-01T00:00:02Z"}, ASKED | {"timestamp": "2026-01-01T00:00:01Z"}],
         [ANSWERED, ASKED, {"role": "system", "content": "be kind"}],
     ],
-    ids=["tool call", "index", "time", "system message"],
+    ids=["tool call", "tool call with a text", "index", "time", "system message"],
 )
 def test_the_content_shows_a_list_to_be_newest_first(newest_first: list[Any]) -> None:
     backwards = decoded(elements(*newest_first))
@@ -300,6 +301,8 @@ MORE = {
     "equal scores and times": RedisValue("chat:1", "zset", scores={json.dumps(ANSWERED | {"ts": 2}): 0.0,
                                                                    json.dumps(ASKED | {"ts": 1}): 0.0}),
     "Jackson's name of a class": string({"chat": ["java.util.ArrayList", [ASKED, ANSWERED]]}),
+    "texts as parts": elements({"role": "user", "content": ["hi"]}, {"role": "bot", "content": ["ho"]}),
+    "JSON in texts": string([json.dumps(ASKED), json.dumps(ANSWERED)]),
     "one id for all": elements(*(each | {"id": "u1"} for each in (ASKED, ANSWERED, ASKED, ANSWERED))),
 }  # fmt: skip
 
@@ -321,7 +324,8 @@ def test_every_form_of_a_tool_call(form: str, newest_first: bool) -> None:
     items = decoded(elements(*TOOL_CALLS[form][:: -1 if newest_first else 1]))
     shown = [(item.role, item.text, [tool.name for tool in item.tools]) for item in items if isinstance(item, Turn)]
     assert shown == [("user", "hi", []), ("assistant", "", ["w"]), ("tool", "21", ["w"]), ("assistant", "done", [])]
-    assert not [item for item in items if isinstance(item, Problem)]
+    # An element that has the call and its result does not show the order.
+    assert not [item for item in items if isinstance(item, Problem if form == "aisdk v5" else Problem | Note)]
 
 
 def test_tool_calls_beside_a_text() -> None:
@@ -353,6 +357,11 @@ def test_equal_scores_show_no_order() -> None:
 def test_a_sender_without_a_role_is_shown() -> None:
     both = [{"source": "user", "content": "hi", "kind": "x"}, {"source": "planner", "content": "ho", "kind": "x"}]
     assert turns(decoded(string({"thread": both}))) == [("user", "hi"), ("other", "ho")]
+
+
+def test_cut_element_is_reported() -> None:
+    items = decoded(elements(ASKED, ANSWERED, packed(ASKED)[:-4], ANSWERED))
+    assert [item.cause for item in items if isinstance(item, Problem)] == ["corrupt"]
 
 
 def test_elements_that_are_no_messages_are_counted() -> None:
