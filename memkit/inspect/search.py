@@ -186,10 +186,9 @@ class _Search:
         """Return the keys of no known store that have the id in their name."""
         alone = re.compile(rf"(?:^|[^\w-]){re.escape(self._wanted)}(?:[^\w-]|$)")
         names = [name for name in self._there if alone.search(name) and self._owner(name, None) is None]
-        if not names and not self._reader.scan_refused and len(self._wanted) >= MIN_UNSEPARATED:
-            found = self._unseparated()
-            if found:
-                return found
+        is_long = len(self._wanted) >= MIN_UNSEPARATED
+        if not names and not self._reader.scan_refused and is_long and (found := self._unseparated()):
+            return found
         if not names and self._reader.scan_refused:
             raise SessionNotFound(
                 f"no key with a known store's default name exists for {printable(self._wanted, 200)!r}, and other "

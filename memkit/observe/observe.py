@@ -575,12 +575,10 @@ class _Events:
     def open(cls, client: redis.Redis, names: Sequence[bytes], stack: ExitStack) -> Self:
         connection = ReadOnlyConnection(client, keep_idle_times=False)
         stack.callback(connection.close)
-        database = client.connection_pool.connection_kwargs.get("db") or 0
-        channel = f"__keyspace@{database}__:".encode()
+        channel = f"__keyspace@{connection.database}__:".encode()
         if len(names) <= GROUP_KEYS:
             reply = connection.ask("SUBSCRIBE", *(channel + name for name in names))
         else:
-            # Latin-1 has one character per byte, because names need not be text.
             begin = escape_glob(channel + cast("bytes", commonprefix(names)))
             reply = connection.ask("PSUBSCRIBE", begin + b"*")
         if refused(reply):

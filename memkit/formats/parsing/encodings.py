@@ -198,26 +198,25 @@ def _is_repr(data: bytes) -> bool:
     """Return whether the bytes are the Python repr of a container or of an object with fields."""
     if len(data) > PEEK_BYTES:
         return data.rstrip()[-1:] in (b"}", b"]", b")")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(data.decode(), mode="eval").body
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-    nodes = list(ast.walk(tree))
+    tree = _expression(data)
+    nodes = list(ast.walk(tree)) if tree else []
     names, heads = (sum(isinstance(one, kind) for one in nodes) for kind in (ast.Name, ast.Call | ast.Attribute))
     known = all(isinstance(one, (*_REPR_NODES, *_REPR_CALLS)) for one in nodes)
     return known and names <= heads and isinstance(tree, ast.Dict | ast.List | ast.Tuple | ast.Call)
 
 
 def _bytes_repr(data: bytes) -> _Layer | None:
-    if data[:2] not in (b"b'", b'b"') or len(data) > PEEK_BYTES:
-        return None
+    tree = _expression(data) if data[:2] in (b"b'", b'b"') and len(data) <= PEEK_BYTES else None
+    inner = tree.value if isinstance(tree, ast.Constant) else None
+    return _Layer("python repr", inner) if isinstance(inner, bytes) and _layer(inner).name in _NAMED else None
+
+
+def _expression(data: bytes) -> ast.expr | None:
     try:
         with warnings.catch_warnings(action="ignore"):
-            inner = ast.literal_eval(data.decode())
+            return ast.parse(data.decode(), mode="eval").body
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    return _Layer("python repr", inner) if isinstance(inner, bytes) and _layer(inner).name in _NAMED else None
 
 
 def _documents(text: str) -> _Layer | None:
