@@ -61,9 +61,8 @@ def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
         thread = thread_of(pieces.rest, ROOT, wanted) or _shallow_thread(pieces) if pieces else None
         if pointer or not pieces or not thread or wanted not in (None, thread) or raw.kind not in DOCUMENT_KINDS:
             return pointer
-        return KeyOwner(
-            STORE, thread, pieces.prefix, REDIS_PARTS[pieces.kind]
-        )  # a damaged document is known by its name
+        # A damaged document is known by its name.
+        return KeyOwner(STORE, thread, pieces.prefix, REDIS_PARTS[pieces.kind])
     thread = text_or_none(document.get("thread_id")) or wanted or _shallow_thread(name_parts(raw.name, REDIS_KINDS))
     kind = next((kind for kind, fields in _FIELDS.items() if document.keys() >= fields), None)
     if kind is None or thread is None or wanted not in (None, thread) or is_javascript(document):

@@ -327,6 +327,8 @@ class _Recorder:
                 self._fields_expire = self._fields_expire or effect.action == "expire fields"
                 if self._db in (db, effect.db) or effect.action == "flush all":
                     for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
+                        if event.possible == ("deleted",) and in_multi and self._fields_expire:
+                            event = event._replace(name=_LAST_FIELD[0], possible=_LAST_FIELD)
                         if event.db == self._db:
                             yield event, name, effect.action
 

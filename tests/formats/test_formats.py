@@ -786,6 +786,7 @@ def test_many_problems_of_a_kind_are_counted() -> None:
             "a\n[image_url]",
         ),
         ([{"type": "tool_use", "id": "1", "name": "f"}, {"type": "text", "text": "a"}], "a"),
+        ([{"parts": [{"text": "a"}]}], "a"),
         ([{"type": "x" * 99}], "[part]"),
         ([{"type": ["a"]}], "[part]"),
         ({"text": "a"}, "a"),

@@ -51,6 +51,8 @@ def part_text(part: Any) -> str | None:
         return flatten(part) if part is None or isinstance(part, str) else json.dumps(part)
     if (text := inner_text(part)) is not None:
         return text
+    if isinstance(part.get("parts"), list):
+        return flatten(part["parts"])
     kind = part.get("type") or part.get("block_type") or next((key for key in part if part[key] is not None), "part")
     if isinstance(kind, str) and plain_name(kind) in CALL_PARTS | _STEP_PARTS:
         return None
