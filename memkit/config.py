@@ -94,7 +94,8 @@ class Expectation:
         """Return the expectation with the TTLs that Spring Session's layout gives on purpose."""
         if self.ttl_ms is None:
             return self
-        ttls_ms = {self.ttl_ms - SPRING_MARGIN_MS, self.ttl_ms, self.ttl_ms + SPRING_MARGIN_MS}
+        # A session that ended by a log-out has no interval left: its hash keeps the margin alone.
+        ttls_ms = {SPRING_MARGIN_MS, self.ttl_ms - SPRING_MARGIN_MS, self.ttl_ms, self.ttl_ms + SPRING_MARGIN_MS}
         *others, longest = sorted(one for one in ttls_ms if one > 0)
         policy, jitter = replace(self.policy, ttl_ms=longest), min(self.jitter, FINEST_JITTER)
         return replace(self, policy=policy, other_ttls_ms=tuple(others), jitter=jitter)

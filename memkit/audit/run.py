@@ -185,6 +185,7 @@ class _Audit:
         self._began = time.monotonic()
         self._touched = 0
         self._unexplained: str | None = None
+        self._set_back: str | None = None
         self._unjudged: Sequence[KeyFacts] = ()
         self._target, self._source, self._expected = target, source, expected
         self._full, self._touch, self._watch_s = full, touch, watch_s
@@ -246,18 +247,19 @@ class _Audit:
         if undetermined and findings and all(one.prefix is None for one in findings):
             self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
         self._note_limits(sample, context)
+        verdict = verdict_of(
+            findings,
+            sessions=sessions or (0 if self._expected else sample.seen),
+            healthy=self._healthy(diagnoses),
+            undetermined=undetermined,
+        )
         return AuditReport(
             server=self._server(),
             findings=tuple(findings),
-            verdict=verdict_of(
-                findings,
-                sessions=sessions or (0 if self._expected else sample.seen),
-                healthy=self._healthy(diagnoses),
-                undetermined=undetermined,
-            ),
+            verdict=verdict,
             sample={"keys": sample.seen, "of": sample.of, "method": sample.method, "error_bound": sample.error_bound},
             proof=self._proof(after),
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(one for one in dict.fromkeys(self._notes) if one != verdict.sentence),
             seen=() if self._expected else tuple(prefix_summaries(context)),
             expectations=tuple(self._expected),
             ignored=tuple(pattern for one in diagnoses for pattern in one.ignored_patterns),
@@ -373,6 +375,8 @@ class _Audit:
                 f"the server's clock was ahead until it was set back by {duration(back)} or more: keys that had less "
                 "than that left then expired early, and keys written then expire later than configured"
             )
+            if any(one.ttl_ms and back > one.tolerance * one.ttl_ms for one in self._expected):
+                self._set_back = self._notes[-1]
         return back
 
     def _diagnose(self, context: AuditContext) -> list[Diagnosis]:
@@ -542,7 +546,7 @@ class _Audit:
                 "INFO is refused, so it is not known whether the server lost keys; to find out, use a user that may "
                 "call it (memkit audit URL --acl prints the rule)"
             )
-        return None
+        return self._set_back
 
     def _server(self) -> dict[str, Any]:
         server, snapshot = self._servers[0], self._snapshot

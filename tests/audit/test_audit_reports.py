@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+import redis
 from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms
 
 from memkit.audit.report import AuditReport
@@ -91,6 +93,52 @@ def test_keys_that_expired_before_a_whole_ttl(short_s: float, beside: bool, traf
     verdict = traffic.world(events, age_s=8 * DAY).audited().verdict
     assert verdict.status == ("undetermined" if short_s == HOUR and not beside else "healthy")
     assert verdict.status == "healthy" or "keys expired since the server started" in verdict.sentence
+
+
+@pytest.mark.parametrize("divisor", [1_000, 1])
+def test_restored_with_seconds_for_milliseconds(divisor: int, traffic: Traffic) -> None:
+    left_s = [7 * DAY - age_s for age_s in replace(traffic, count=300).times(60)]
+    events = [(60.0, ("SET", f"chat:{traffic.uid()}", "{}", "PX", round(1000 * each / divisor))) for each in left_s]
+    report = traffic.world(events).audited()
+    assert causes(report) == ({"unit_mistake"} if divisor > 1 else set())
+
+
+@pytest.mark.parametrize(
+    ("other_s", "share", "cause"),
+    [
+        (30 * DAY, 1.0, "unit_mistake"),
+        (30 * DAY, 0.05, "ttl_too_long"),
+        (12 * MINUTE, 1.0, "unit_mistake"),
+        (12 * MINUTE, 0.05, "two_ttls"),
+    ],
+)
+def test_some_ttls_that_are_sixty_times_others(other_s: float, share: float, cause: str, traffic: Traffic) -> None:
+    traffic, events = replace(traffic, ttl_s=12 * HOUR, count=400), list[Event]()
+    for age_s in traffic.times():
+        is_other = traffic.dice.random() < share
+        at_s = traffic.dice.uniform(0, min(age_s, other_s)) if is_other else age_s
+        events += traffic.write(f"chat:{traffic.uid()}", at_s, ttl_s=other_s if is_other else 12 * HOUR)
+    (found,) = traffic.world(events, age_s=3 * DAY, steps=200).audited().findings
+    assert (found.cause, found.observed_ttl_s) == (cause, other_s)
+    assert "by a factor of exactly 60" in found.message
+
+
+@pytest.mark.parametrize(("interval_s", "status"), [(30 * MINUTE, "healthy"), (10 * MINUTE, "findings")])
+def test_spring_sessions_that_have_logged_out(interval_s: float, status: str, traffic: Traffic) -> None:
+    traffic = replace(traffic, prefix="spring:session:sessions:", ttl_s=35 * MINUTE, count=400)
+    events: list[Event] = []
+    for age_s in traffic.times(0, interval_s):
+        uid, end_s = traffic.uid(), age_s * traffic.dice.uniform(0.5, 1)
+        events += traffic.write(traffic.prefix + uid, age_s, kind="hash", ttl_s=interval_s + 5 * MINUTE)
+        events += traffic.write(f"{traffic.prefix}expires:{uid}", age_s, kind="string", ttl_s=interval_s)
+        if traffic.dice.random() < 0.4:
+            events += [
+                (end_s, ("DEL", f"{traffic.prefix}expires:{uid}")),
+                (end_s, ("EXPIRE", traffic.prefix + uid, 300)),
+            ]
+    report = traffic.world(events, age_s=2 * HOUR, steps=300).audited()
+    assert ("ttl_too_short" in causes(report)) == (status == "findings")
+    assert bool(false_alarms(report)) == (status == "findings")
 
 
 @pytest.mark.parametrize(("least", "status"), [(0.35, "findings"), (0.55, "healthy")])
@@ -203,6 +251,35 @@ def test_sessions_that_go_on_in_another_database(newest_s: float, traffic: Traff
     assert ("another database" in verdict.sentence) == bool(newest_s)
 
 
+@pytest.mark.parametrize(("ahead", "status"), [("1d", "undetermined"), ("2s", "healthy")])
+def test_clock_that_was_ahead_ended_sessions(ahead: str, status: str, traffic: Traffic) -> None:
+    def jump(server: RedisServer) -> None:
+        server.clock.shift(ahead)
+        with server.client() as client:
+            for _ in range(20):
+                client.set(f"chat:{traffic.uid()}", "{}", ex=21_600)
+        server.clock.shift(f"-{ahead}")
+
+    traffic = replace(traffic, ttl_s=6 * HOUR)
+    report = traffic.world(traffic.sessions(newest_s=MINUTE), after=jump).audited()
+    assert report.verdict.status == status
+    said = [one for one in (report.verdict.sentence, *report.notes) if one.startswith("the server's clock was ahead")]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("ttl_s", [7 * DAY, None])
+def test_volatile_policy_evicts_every_session(ttl_s: float | None, traffic: Traffic) -> None:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client, suppress(redis.OutOfMemoryError):
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(400):
+                client.set(f"cache:{n}", "x" * 4_000)
+
+    config: dict[str, object] = {"maxmemory-policy": "volatile-ttl"}
+    world = traffic.world(traffic.sessions(ttl_s=ttl_s), expect={"chat:*": ttl_s}, config=config, after=fill)
+    assert ("evicted" in causes(world.audited())) == (ttl_s is not None)
+
+
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
@@ -265,3 +342,20 @@ def test_deadlines_of_the_first_write(least: float, confidence: str, traffic: Tr
         events.append((traffic.dice.uniform(0, last_s), ("GET", key)))
     (found,) = traffic.world(events, full=True, steps=10_000).audited().findings
     assert (found.cause, found.confidence) == ("not_refreshed", confidence)
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+@pytest.mark.parametrize("kind", ["absolute", "sliding"])
+def test_express_sessions_state_their_last_write(kind: str, renewed: bool, traffic: Traffic) -> None:
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for age_s in replace(traffic, count=12).times(0.6 * traffic.ttl_s, 0.9 * traffic.ttl_s):
+        key, last_s = f"chat:{traffic.uid()}", age_s * traffic.dice.uniform(0, 0.3)
+        for at_s in (age_s, last_s):
+            end = datetime.fromtimestamp(now - (age_s if kind == "absolute" else at_s) + 7 * DAY, UTC).isoformat()
+            value = json.dumps({"cookie": {"originalMaxAge": 604_800_000, "expires": end}, "user": 3})
+            ttl = ("EX", 604_800) if renewed or at_s == age_s else ("KEEPTTL",)
+            events += [(at_s, ("SET", key, value, *ttl)), (at_s * 0.9, ("GET", key))]
+    expect = {"chat:*": ExpiryPolicy.absolute("7d") if kind == "absolute" else "7d"}
+    report = traffic.world(events, expect=expect, full=True, steps=10_000).audited()
+    wrong = {"absolute": {"ttl_too_long"}, "sliding": {"not_refreshed"}}[kind]
+    assert causes(report) == (wrong if renewed == (kind == "absolute") else set())

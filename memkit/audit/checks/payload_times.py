@@ -25,7 +25,7 @@ from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, seconds
 from memkit.formats.parsing.bounded_json import parse
 from memkit.policy import ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
-from memkit.render import counted, duration, utc_text, utc_time
+from memkit.render import counted, duration
 
 _WHEN = "(at|on|time|date|timestamp|ts|ms|utc)"
 _SESSION_TIME = f"""
@@ -160,6 +160,10 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
             yield from times_in(inner, depth=depth + 1, listed=True)
     if not isinstance(value, dict) or depth >= MOST_DEPTH:
         return
+    cookie = value.get("cookie")
+    if isinstance(cookie, dict) and isinstance(age_ms := cookie.get("originalMaxAge"), int):
+        # express-session sets the end of the cookie again before each write.
+        yield from (StatedTime(one.at - age_ms, one.earliest - age_ms) for one in _time(cookie.get("expires")))
     names = {name: re.sub(r"[_-]", "", name).lower() for name in value}
     is_message = message or not MESSAGE_TEXTS.isdisjoint(names.values())
     if listed and not is_message:
@@ -261,7 +265,6 @@ def _late_finding(
     # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
     sure: Confidence = "proven" if len(times) >= FEWEST_LATE else "likely"
     confidence: Confidence = sure if short else "possible"
-    first_late = min(times)
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
     is_ttl = not fixed and _are_alike(ahead) and not _are_alike(times)
@@ -274,12 +277,11 @@ def _late_finding(
         f"{duration(given)} instead of {duration(ttl)} (median of {len(times):,})",
         confidence="likely" if is_ttl else confidence,
         observed_ms=round(given, -3) if is_ttl else ttl,
-        since=Since(first_late, "upper bound"),
+        since=Since(min(times), "upper bound"),
         evidence=(
             f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"of their deadlines, {fixed:,} are still one TTL after the first message",
-            f"the first such write that still exists was at {utc_text(utc_time(first_late))}",
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
@@ -360,7 +362,6 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
         f"newest is older than the last write: new messages may be dropped",
         confidence="possible",
         evidence=(
-            f"no session holds more than {most:,} messages",
             f"the newest message is up to {duration(max(older))} older than the last write (deadline minus TTL)",
             f"{counted(len(others), 'session')} hold fewer messages; of nearly all, the newest is at most "
             f"{duration(max(LATE_MS, usual))} older than that",

@@ -68,9 +68,10 @@ def server_findings(
     existing = sum(len(expected.matching(context.keys)) for expected, _ in sessions)
     written = sorted(at for expected, keys in sessions for at in _written_ms(server, expected, keys))
     oldest = min([server.now_ms, *written, *(one.touched_ms for one in context.keys if one.touched_ms is not None)])
-    # Sessions without TTLs are spared by a policy that evicts volatile keys only, and no clock ends them.
+    # Sessions without TTLs are spared by a policy that evicts volatile keys only, and no clock ends them. If there are
+    # no sessions, it may have evicted all of them.
     volatile = any(one.deadline_ms is not None for one in own or context.keys)
-    spared = bool(context.keys) and not volatile and str(server.policy).startswith("volatile")
+    spared = bool(own) and not volatile and str(server.policy).startswith("volatile")
     found = [
         _writes_refused(server),
         None if spared else _evicted(server, after, ttl_ms) or _eviction_risk(server),

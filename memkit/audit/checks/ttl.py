@@ -302,7 +302,9 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
     unit = clock[1] if clock else unit
     both = anomaly.still_expected >= max(FEWEST, SOME * anomaly.keys)
-    cause = clock[0] if clock else "unit_mistake" if unit else "two_ttls" if both else f"ttl_too_{anomaly.kind}"
+    # A factor of two TTLs that are given at the same time, such as an hour and a day, may be on purpose.
+    cause = "unit_mistake" if unit and not both else f"ttl_too_{anomaly.kind}"
+    cause = clock[0] if clock else "two_ttls" if both and anomaly.kind == "short" else cause
     affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     given, wanted = _given(anomaly, context), _ttls(expected)
@@ -318,8 +320,6 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
         evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
         evidence += [f"TIME against this machine's clock: {skew_s:+,.3f} s"] if cause == "clock_skew" else []
-    if anomaly.kind == "long" and expected.policy.kind == "sliding" and not unit:
-        evidence.append("this needs no idle times: these keys have more than the expected TTL left")
     return Finding.of(
         expected,
         cause,

@@ -355,7 +355,8 @@ class LifetimeAnalysis:
         ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
         since = since if ended is None else Since(ended, "until")
         reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
-        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high)
+        both = len(exact) - len(before) if hidden and ended is None else 0
+        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high, both)
         return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
 
     # -- too short -----------------------------------------------------------------------------------------------------
@@ -597,8 +598,9 @@ class LifetimeAnalysis:
         if not self.short or self.right or self.long:
             return None
         top = self.short[-1].given
-        # However many they are: if nothing has been written for long, all are as near to their end.
-        chance = top / self.ttl
+        # However many they are: if nothing has been written for long, all are as near to their end. The idle clock's
+        # grain puts a thousandth of the TTL, milliseconds taken for seconds, above that share.
+        chance = max(0, top - IDLE_GRAIN_MS) / self.ttl
         if chance > IMPROBABLE:
             return None
         when = "had more left at its last access" if self.history.idle_known else "has more left"
