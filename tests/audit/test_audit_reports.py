@@ -123,6 +123,18 @@ def test_some_ttls_that_are_sixty_times_others(other_s: float, share: float, cau
     assert "by a factor of exactly 60" in found.message
 
 
+@pytest.mark.parametrize("zone_s", [2 * HOUR, 0.0])
+def test_some_clients_take_local_time_for_utc(zone_s: float, traffic: Traffic) -> None:
+    traffic, now, events = replace(traffic, ttl_s=DAY, count=40), datetime.now(UTC).timestamp(), list[Event]()
+    for number, age_s in enumerate(traffic.times(2 * HOUR, 0.9 * DAY)):
+        key, off_s = f"chat:{traffic.uid()}", zone_s if number % 2 else 0.0
+        events += [(age_s, ("RPUSH", key, "{}")), (age_s, ("EXPIREAT", key, round(now - age_s + DAY - off_s)))]
+        # A job that reads sessions two hours after they were written leaves the same deadlines and idle times.
+        events += [(age_s - 2 * HOUR, ("LRANGE", key, 0, -1))] if number % 2 and not zone_s else []
+    report = traffic.world(events, steps=10_000).audited()
+    assert causes(report) == ({"unit_mistake"} if zone_s else set())
+
+
 @pytest.mark.parametrize(("interval_s", "status"), [(30 * MINUTE, "healthy"), (10 * MINUTE, "findings")])
 def test_spring_sessions_that_have_logged_out(interval_s: float, status: str, traffic: Traffic) -> None:
     traffic = replace(traffic, prefix="spring:session:sessions:", ttl_s=35 * MINUTE, count=400)

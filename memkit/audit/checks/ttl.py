@@ -438,16 +438,17 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
 
 def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> list[TtlAnomaly]:
     """Return TTLs that another clock explains and that are within the jitter, or too few to be short for sure."""
+    near_ms = SKEW_MS + IDLE_GRAIN_MS
     values = [one for one in analysis.all if one.known]
-    ttl = common_ttl(values)
+    ttl = common_ttl([one for one in values if abs(one.given - analysis.ttl) > near_ms])
     if ttl is None or not _other_clock(expected, ttl, context):
         return []
-    affected = [one for one in values if abs(one.given - ttl) <= SKEW_MS + IDLE_GRAIN_MS]
+    affected = [one for one in values if abs(one.given - ttl) <= near_ms]
     longer, most = ttl > analysis.ttl, max(one.given for one in values)
-    if len(affected) < FEWEST or (not longer and most > ttl + SKEW_MS + IDLE_GRAIN_MS):
-        return []
     # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
     sure = longer or analysis.too_few_touches(affected)
+    if len(affected) < FEWEST or (not sure and most > ttl + near_ms):
+        return []
     kind: Literal["short", "long"] = "long" if longer else "short"
     return [TtlAnomaly(kind, ttl, 0.0, len(affected), "likely" if sure else "possible", None, None, (), ttl)]
 
