@@ -31,7 +31,13 @@ def test_large_world_with_a_fault_is_not_healthy(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "seed"), [("deadlines_of_clients", 639_017), ("throttled_renewal", 809_134), ("read_at_one_age", 599_797)]
+    ("name", "seed"),
+    [
+        ("deadlines_of_clients", 639_017),
+        ("throttled_renewal", 809_134),
+        ("read_at_one_age", 599_797),
+        ("job_at_one_age", 217_912),
+    ],
 )
 def test_healthy_world_that_raised_an_alarm_once(name: str, seed: int) -> None:
     assert false_alarms(draw_world(name, seed).audited()) == []

@@ -508,7 +508,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     """Return the finding of writes that do not renew the TTL, by the server's own counts of reads and writes.
 
     A script that has copied sessions with what was left of their TTLs has accessed all of them then, and has written
-    each string once.
+    each string once. A job that writes to each at one age leaves one TTL to all.
     """
     old = [] if analysis.long else analysis.unrenewed()
     server, scale = context.server, context.server.keys / max(len(context.keys), 1)
@@ -521,7 +521,8 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     strings = all(one.kind == "string" for one in own)
     twice = strings and server.called(*STRING_WRITES) - scale * len(own) >= rewritten
     apart = max(LONG_COPY * analysis.ttl, spread([one.deadline for one in old]) / 2)
-    copied = server.called(*ABSOLUTE_DEADLINES) or not (twice or spread([one.accessed for one in old]) >= apart)
+    vary = spread([one.accessed for one in old]) >= apart and spread([one.given for one in old]) > TOGETHER_MS
+    by_script = server.called(*ABSOLUTE_DEADLINES) or not (twice or vary)
     reads = counted(context.history.reads or 0, "command")
     return Finding.of(
         expected,
@@ -529,12 +530,16 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         keys=len(old),
         message=f"writes to keys matching {expected.pattern} do not renew the TTL: {len(old):,} keys were accessed "
         "long after it was set",
-        confidence="possible" if copied else "likely",
+        confidence="possible" if by_script else "likely",
         observed_ms=analysis.ttl,
         evidence=(
             f"only {reads} other than writes accessed values since the server started, so these accesses were writes",
             f"{server.writes:,} commands wrote values, for {counted(server.keys, 'key')}",
-            *(["or a script copied these keys with their remaining TTLs: --watch 30s shows it"] if copied else []),
+            *(
+                ["or a script copied these keys, or wrote to each at one age: --watch 30s shows it"]
+                if by_script
+                else []
+            ),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )
