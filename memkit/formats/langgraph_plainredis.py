@@ -143,7 +143,7 @@ def _index_problems(stored: SessionValues, points: Mapping[str, Checkpoint]) -> 
     if listed is None:
         uids = [point.uid for point in points.values()]
         reason = "the thread's order no longer exists: the library shows an empty thread"
-        reason += "; recoverable: the checkpoints are still there" if uids else ""
+        reason += "; recoverable: the checkpoints exist" if uids else ""
         members = " ".join(f"{at} {uid}" for at, uid in enumerate(uids, 1))
         repair = f"ZADD {quoted(order)} {members}" if uids and all(map(is_uuid, uids)) else ""
         yield Problem("dangling", order, reason, repair)

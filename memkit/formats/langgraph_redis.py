@@ -260,7 +260,7 @@ def _pointer_problems(thread: _Thread, newest: str, count: int) -> Iterator[Prob
     else:
         return
     if newest:
-        reason += f"; recoverable: the checkpoints are still there ({count} of them)"
+        reason += f"; recoverable: the checkpoints exist ({count} of them)"
     yield Problem("dangling", name, reason, f"SET {quoted(name)} {quoted(newest)} {option}" if newest else "")
 
 

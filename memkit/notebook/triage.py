@@ -92,7 +92,7 @@ def timeline(source: str, session: str) -> Any:
         SourceError: The record cannot be read.
     """
     if not source:
-        print("No record is given: memkit record URL -o incident.db makes one, and the server's own files are others.")
+        print("No record was given. memkit record URL -o incident.db makes one; RDB files or an AOF directory also do.")
         return None
     from memkit import plot
 

@@ -182,8 +182,8 @@ def _label_mark(ax: Axes, ttl: float, name: str, some: Any) -> Annotation:
     if name == "on time":
         off_ms = 1000 * np.maximum(np.abs(some.low - some.ttl), np.abs(some.high - some.ttl))
         most, of_most = (0.99, "99 % ") if len(off_ms) >= MANY_KEYS else (1, "")
-        within = duration(float(np.quantile(off_ms, most)))
-        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {of_most}within {within}", (ttl, lifetime))
+        most_off = duration(float(np.quantile(off_ms, most)))
+        return _label(ax, f"{duration(ttl * 1000)}: {keys}, {of_most}off by at most {most_off}", (ttl, lifetime))
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 4, "shrinkB": 8}
     ax.annotate("", (ttl, lifetime), (ttl, ttl), zorder=2, arrowprops=arrow)
     text = f"configured {duration(ttl * 1000)},\n{ENDED.get(name, name)} after {duration(lifetime * 1000)}\n{keys}"
@@ -361,7 +361,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         # From the left edge to the right one: the step of a single event is a line, too.
         times = np.concatenate([[limits[0] / 10], late, [limits[1]]])
         share = np.arange(len(late) + 1) / len(log)
-        ax.step(times, [*share, share[-1]], where="post", color=style.BLUE, lw=2, label="event received by")
+        ax.step(times, [*share, share[-1]], where="post", color=style.BLUE, lw=2, label="events received")
     text = log.events_text
     if len(late):
         half, last = (duration(1000 * float(seconds)) for seconds in (np.median(late), late[-1]))
@@ -370,7 +370,7 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
         predicted = f"predicted for the last: {duration(1000 * work.predicted_s)}"
         ax.axvline(work.predicted_s, color=style.VERMILLION, lw=1.5, ls="--", label=predicted)
         text += f"; {predicted}"
-    ax.axvspan(1e-4, 2e-3, color=style.PALE, alpha=0.6, lw=0, label="from here on no client can read the key")
+    ax.axvspan(1e-4, 2e-3, color=style.PALE, alpha=0.6, lw=0, label="a client may still read the key")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="keys with an event")
     ax.set_xlabel("time after the deadline (log)")
     ax.set_xlim(limits)

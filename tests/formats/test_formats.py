@@ -261,7 +261,7 @@ def test_the_repair_of_a_lost_pointer() -> None:
     items = decoded(left)
     (problem,) = problems(items)
     assert problem.key == pointer
-    assert "recoverable: the checkpoints are still there" in problem.message
+    assert "recoverable: the checkpoints exist" in problem.message
     newest = max(raw.name for raw in left if raw.name.startswith("checkpoint:"))
     assert problem.repair.startswith(f"SET {pointer} {newest} ")
     assert plainly(turns(items)) == expected_of("langgraph-redis")

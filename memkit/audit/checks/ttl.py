@@ -332,7 +332,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence=(*evidence, *([unit] if unit else [])),
         next="let NTP set the clocks and compute deadlines in UTC, or set TTLs relative (EXPIRE, SET EX)"
         if clock
-        else _next_for_ttl(expected, anomaly, context, both=both),
+        else _next_for_ttl(expected, anomaly, both=both),
     )
 
 
@@ -394,7 +394,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
     return ttl_ms, None
 
 
-def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditContext, *, both: bool) -> str:
+def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> str:
     if both:
         ttls = f"{ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}"
         return (
@@ -403,10 +403,10 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, context: AuditCont
         )
     if anomaly.since and anomaly.since.bound == "until":
         return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
-    around = "" if anomaly.since is None else f" around {context.when(anomaly.since.at_ms)}"
+    at = "" if anomaly.since is None else " at that time"
     then = "existing sessions get the right TTL at their next write"
     then = "until then, memory grows" if anomaly.kind == "long" else then
-    return f"look for the release{around} that changed the TTL of {expected.pattern}, and roll it back; {then}"
+    return f"look for the release that changed the TTL of {expected.pattern}{at}, and roll it back; {then}"
 
 
 def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:

@@ -521,7 +521,7 @@ class LifetimeAnalysis:
             return None, ""
         sure: Confidence = "possible" if self._may_be_a_job(suspects) else "likely"
         if self._is_unlike(suspects):
-            return sure, "reads of older sessions would explain far fewer keys with such deadlines"
+            return sure, "reads of older sessions do not explain so many keys with such deadlines"
         accesses = [one.accessed for one in members]
         if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""

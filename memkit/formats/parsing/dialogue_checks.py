@@ -31,7 +31,7 @@ class Dialogue:
         for item in items:
             yield self._seen(item) if isinstance(item, Turn) else item
             del item  # a text may have 10 MB: release it before the next one is parsed
-        lost = "no result is stored: the tool is still running, or the result was lost"
+        lost = "no result is stored: it is still running, or the result was lost"
         for key, count in self._open.values():
             place = "the last message" if count == self._count else f"message {count:,}"
             self._found.add("gap", key, f"{place} calls a tool, and {lost}")
