@@ -17,7 +17,7 @@ import redis
 
 import memkit
 from memkit.config import expected
-from memkit.connect import redact
+from memkit.connect import cli_command, redact
 from memkit.errors import MemkitError
 from memkit.policy import duration_ms, ttl_ms
 from memkit.readonly.values import to_bytes
@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
         if file and getattr(error, "errno", None) == errno.ENOSPC:
             error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
-        urls = [one for one in getattr(given, "sources", [getattr(given, "source", None)]) if one and "://" in one]
+        sources = getattr(given, "sources", [getattr(given, "source", getattr(given, "url", None))])
+        urls = [one for one in sources if one and "://" in one]
         return _report_error(error, next(iter(urls), None))
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -135,13 +136,11 @@ def _advice(error: Exception, url: str) -> str:
         if re.search(words, message):
             return advice
     scheme, _, rest = url.partition("://")
-    first = rest.partition(",")[0]
+    server = re.split("[,?]", rest.rpartition("@")[2])[0] + ("/0" if scheme == "unix" else "")
     failed = re.search(r"connecting to (\S+:\d+)", message)
-    if failed and failed[1] not in first:  # another server of a cluster
-        first = failed[1]
-    ping = f"redis-cli -u '{scheme.partition('+')[0]}://{first}' ping"
-    if scheme == "unix":
-        ping = f"redis-cli -s {rest.rpartition('@')[2].partition('?')[0]} ping"
+    if failed and failed[1] not in server:  # another server of a cluster
+        server = failed[1]
+    ping = f"{cli_command(url, server)} ping"
     if isinstance(error, redis.TimeoutError):
         return f"check whether the server is busy or a firewall blocks it; try: {ping}"
     return f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right; try: {ping}"

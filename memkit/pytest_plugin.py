@@ -33,6 +33,7 @@ TARGET_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "
 FIXTURES = APPLICATION_FIXTURES | TARGET_FIXTURES | {"memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
+OTHER_SERVER_EXPECTED = re.compile("cluster mode is not enabled|unknown command .sentinel", re.IGNORECASE)
 MOVED_KEY = pytest.StashKey["_MovedClocks"]()
 DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
@@ -103,6 +104,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         error.add_note(
             f"memkit: the client of {min(names & DECODING_FIXTURES)} decodes replies as UTF-8 (decode_responses=True). "
             "For values that are bytes use the fixture redis_client, which has decode_responses=False"
+        )
+    if names & APPLICATION_FIXTURES and OTHER_SERVER_EXPECTED.search(str(error)):
+        error.add_note(
+            "memkit: redis_client_url is one server, neither a cluster nor a Sentinel. For a cluster client use a "
+            "cluster of one node, for a Sentinel client replace Sentinel.discover_master: README, In your own tests"
         )
     database = item.stash.get(DATABASE_KEY, None)
     if database and isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError):

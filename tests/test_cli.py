@@ -124,14 +124,14 @@ def test_an_error_is_one_line_without_a_traceback(capsys, arguments):
 
 
 REACH = [
-    ("redis://127.0.0.1:{free}/0", "the port is right; try: redis-cli -u 'redis://127.0.0.1:{free}/0' ping"),
-    ("redis://u:hunter2@127.0.0.1:{free}/0", "try: redis-cli -u 'redis://u:***@127.0.0.1:{free}/0' ping"),
+    ("redis://127.0.0.1:{free}/0", "the port is right; try: redis-cli -u redis://127.0.0.1:{free}/0 ping"),
+    ("redis://u:hunter2@127.0.0.1:{free}/0", "try: redis-cli -u redis://127.0.0.1:{free}/0 --user u ping"),
     ("redis://no-such-host.invalid/0", "the host name is unknown"),
-    ("unix:///no/such.sock", "the socket is right; try: redis-cli -s /no/such.sock ping"),
+    ("unix:///no/such.sock", "the socket is right; try: redis-cli -s /no/such.sock -n 0 ping"),
     ("redis://u:hunter2@127.0.0.1:{port}/0", "check the user in the URL and the password"),
     ("redis://noscan:hunter2@127.0.0.1:{port}/0", "the one that memkit audit URL --acl prints"),
     ("redis://127.0.0.1:{port}/99", "check the database number at the end of the URL; /0 always exists"),
-    ("redis+cluster://127.0.0.1:{free}", "try: redis-cli -u 'redis://127.0.0.1:{free}' ping"),
+    ("redis+cluster://127.0.0.1:{free}", "try: redis-cli -u redis://127.0.0.1:{free}/0 -c ping"),
     ("redis+cluster://127.0.0.1:{port}", "redis:// instead of redis+cluster://"),
     ("redis+sentinel://127.0.0.1:{free}/svc", "redis-cli -p PORT sentinel masters"),
     ("redis+sentinel://127.0.0.1:{port}/svc", "this server is no Sentinel"),
@@ -156,13 +156,16 @@ ASKED = [
     if command == "audit" or not ("sentinel" in one[0] or (command == "inspect" and "noscan" in one[0]))
 ]
 ASKED += [(command, *one) for one in REACH[:5] for command in ("history", "record")]
+ASKED += [("lab", *REACH[0])]
 
 
 @pytest.mark.parametrize(("command", "url", "advice"), ASKED)
 def test_a_connection_error_has_advice(capsys, ports, tmp_path, command, url, advice):
     more = {"inspect": ["s"], "triage": ["-o", str(tmp_path / "report.html")], "audit": ["--expect", "chat:*=7d"]}
     more |= {"history": ["s", "--replication"], "record": ["-o", str(tmp_path / "incident.db"), "--for", "1s"]}
-    code, out, err = run(capsys, command, url.format(**ports), *more[command])
+    more["lab"] = ["--no-browser", "--url", url.format(**ports)]
+    given = [] if command == "lab" else [url.format(**ports)]
+    code, out, err = run(capsys, command, *given, *more[command])
     assert (code, out) == (2, "")
     assert err.startswith("memkit: ")
     assert err.count("\n") == 1

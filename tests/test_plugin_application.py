@@ -146,6 +146,63 @@ def test_changes_of_the_server_do_not_last(pytester):
     pytester.runpytest_inprocess().assert_outcomes(passed=8)
 
 
+def test_threads_of_earlier_tests_take_nothing(pytester):
+    pytester.makepyfile(
+        """
+        import contextlib, threading
+        import pytest, redis
+
+        def wait_for_a_job(url):
+            with redis.Redis.from_url(url) as own, contextlib.suppress(redis.ConnectionError):
+                own.blpop("jobs")
+
+        @pytest.mark.parametrize("job", [b"1", b"2"])
+        def test_jobs(redis_client, redis_client_url, job):
+            redis_client.rpush("jobs", job)
+            assert redis_client.lpop("jobs") == job
+            threading.Thread(target=wait_for_a_job, args=(redis_client_url,), daemon=True).start()
+            while not redis_client.info("clients")["blocked_clients"]:
+                pass
+        """
+    )
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
+OTHER_CLIENTS = """
+    import pytest
+    from redis.cluster import RedisCluster
+    from redis.sentinel import Sentinel
+
+    def test_cluster(redis_client_url):
+        RedisCluster.from_url(redis_client_url)
+
+    def test_sentinel(redis_client, redis_client_url):
+        Sentinel([redis_client_url[8:-2].split(":")]).discover_master("mymaster")
+
+    def test_cluster_of_one_node(memkit_server_factory):
+        server = memkit_server_factory(port=0, config={"cluster-enabled": "yes"})
+        with server.client() as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
+        server.clock.shift("3s")  # a new cluster refuses writes for two seconds
+        with RedisCluster.from_url(server.url) as application:
+            application.set("k", "v", ex=60)
+            server.clock.shift("2m")
+            assert application.get("k") is None
+
+    def test_replaced_discovery(redis_client, redis_client_url, monkeypatch):
+        monkeypatch.setattr(Sentinel, "discover_master", lambda self, name: redis_client_url[8:-2].split(":"))
+        Sentinel([("sentinel.internal", 26379)]).master_for("mymaster").set("k", "v")
+        assert redis_client.get("k") == b"v"
+"""
+
+
+def test_cluster_and_sentinel_clients_get_advice(pytester):
+    pytester.makepyfile(OTHER_CLIENTS)
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["*memkit: redis_client_url is one server, neither a cluster nor a Sentinel*"] * 2)
+
+
 def test_changes_beside_the_clock_do_not_last(pytester):
     pytester.makepyfile(
         """
@@ -324,7 +381,7 @@ def test_a_database_with_foreign_keys_is_refused(pytester, dedicated, monkeypatc
     result = pytester.runpytest_inprocess(f"--real-redis={url}")
     result.assert_outcomes(errors=2)
     port = client.connection_pool.connection_kwargs["port"]
-    result.stdout.fnmatch_lines([f"*is not empty: it has 1 key.*redis-cli -h localhost -p {port} -n 15 FLUSHDB"])
+    result.stdout.fnmatch_lines([f"*is not empty: it has 1 key.*redis-cli -u redis://localhost:{port}/15 FLUSHDB"])
     assert client.keys("*") == ["customer:1"]
     assert client.acl_users() == ["default"]
     client.delete("customer:1")

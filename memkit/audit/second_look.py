@@ -72,6 +72,6 @@ def measured_renewals(
             f"{counted(len(short), 'key')} got a new deadline within {seconds:,.0f} s",
             *(["keys with names of this shape never had the expected TTL; other keys had it"] if on_purpose else []),
         ),
-        next="redis-cli CLIENT LIST shows each client's last command: look for cmd=expire, cmd=setex and cmd=set",
+        next="on this server, CLIENT LIST shows each client's last command: look for cmd=expire, cmd=setex and cmd=set",
     )
     return finding, note

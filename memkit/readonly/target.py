@@ -102,7 +102,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
         except (redis.TimeoutError, redis.ConnectionError) as error:
             if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
                 raise
-            raise type(error)(f"{error}. The port may not use TLS: redis:// connects without it") from None
+            raise type(error)(f"{error} (the port may not use TLS: redis:// connects without it)") from None
         if all(one.failure for one in opened):
             raise next(one.failure for one in opened if one.failure)
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name

@@ -16,6 +16,7 @@ from memkit.connect import (
     NO_DRIVER_INFO,
     AnyAsyncClient,
     AnyClient,
+    cli_command,
     connect,
     connect_async,
     execute_undecoded,
@@ -73,6 +74,10 @@ class PrivateKeyspace:
         try:
             changes = self._server_changes()
             if changes == self._changes:
+                # A thread of an earlier test that waits in BLPOP would take what this test writes.
+                for client in self._admin.client_list():
+                    if "b" in client["flags"]:
+                        self._admin.client_kill_filter(_id=client["id"])
                 self._admin.flushall()
                 return
         except RedisError:
@@ -184,14 +189,12 @@ class DedicatedDatabase:
     def _refuse_foreign_keys(self) -> None:
         keys = foreign_keys(self._admin)
         if keys:
-            host, _, port = place(self._admin).rpartition("/")[0].rpartition(":")
-            address = f"-h {host} -p {port}" if host else f"-s {port}"
             raise SandboxError(
                 f"the database at {place(self._admin)} is not empty: it has {keys}. redis_client, async_redis_client "
                 "and redis_client_url need an empty database, because an application may use any key name. Name "
                 "another one, such as --real-redis=redis://host:port/15, or leave out --real-redis for a private "
                 "server. If the keys are left from a killed run, or from a thread of an earlier test, and can be lost, "
-                f"this empties the database: redis-cli {address} -n {database_of(self._admin)} FLUSHDB"
+                f"this empties the database: {cli_command(self._admin_url, place(self._admin))} FLUSHDB"
             )
 
     def _remove_users_of_killed_runs(self) -> None:

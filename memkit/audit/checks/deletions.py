@@ -84,7 +84,7 @@ def _vanished_finding(
             *([] if many else ["users may have ended so few of their sessions themselves"]),
             *(f"a client with DEL, UNLINK or GETDEL as its last command: {name}" for name in deleters[:3]),
         ),
-        next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink",
+        next="on this server, CLIENT LIST shows the clients with cmd=del or cmd=unlink",
     )
 
 
@@ -120,7 +120,7 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
         evidence=tuple(
             f"slow log: {one.command} of {counted(len(one.keys), 'key')} by {one.client}" for one in logged[:3]
         ),
-        next="redis-cli SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
+        next="on this server, SLOWLOG GET 128 and CLIENT LIST name the client that deletes",
     )
 
 
@@ -165,7 +165,7 @@ def _counted(
             f"{server.info.get('evicted_keys', '?')}",
             "the server does not count by prefix, so these may be other keys",
         ),
-        next="redis-cli CLIENT LIST: clients with cmd=del or cmd=unlink; then search that application for it",
+        next="CLIENT LIST on this server shows clients with cmd=del or cmd=unlink; then search that application for it",
     )
     return [finding], []
 

@@ -98,7 +98,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         loaded = ""
         if "rdb_last_load_keys_loaded" in server.info:
             origin = "an RDB file or its primary" if server.may_have_synced else "an RDB file"
-            besides = ", besides its append-only file" if server.has_aof else ""
+            besides = " (keys of the append-only file are not counted)" if server.has_aof else ""
             loaded = f": it loaded {counted(server.loaded_keys, 'key')} from {origin}{besides}"
             if server.expired_at_load:
                 loaded += f"; {server.expired_at_load:,} keys of the file were past their deadline"
@@ -389,7 +389,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         ),
         next="read the server's log, and check its free disk space and file permissions"
         if failed
-        else "run redis-cli CONFIG SET appendonly yes, and set it in redis.conf; Redis forks once to write all data",
+        else "on this server, run CONFIG SET appendonly yes, and set it in redis.conf; Redis forks to write all data",
     )
 
 

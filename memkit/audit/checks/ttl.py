@@ -398,15 +398,14 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> 
     if both:
         ttls = f"{ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}"
         return (
-            f"redis-cli CLIENT LIST shows each client's last command (cmd=expire, cmd=setex, cmd=set); if both are "
+            f"CLIENT LIST shows each client's last command (cmd=expire, cmd=setex, cmd=set); if both are "
             f"intended: --expect '{expected.pattern}={ttls}'"
         )
     if anomaly.since and anomaly.since.bound == "until":
         return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
-    at = "" if anomaly.since is None else " at that time"
-    then = "existing sessions get the right TTL at their next write"
-    then = "until then, memory grows" if anomaly.kind == "long" else then
-    return f"look for the release that changed the TTL of {expected.pattern}{at}, and roll it back; {then}"
+    right = "existing sessions get the right TTL at their next write"
+    then = "until then, memory grows" if anomaly.kind == "long" else right
+    return f"look for the release that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 
 def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
@@ -432,7 +431,7 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
         confidence="proven" if sure else "possible",
         observed_ms=common_ttl(lifetimes_of(keys, context.history)),
         evidence=(f"PTTL of {counted(len(keys), 'key')}", *([] if sure else [apart])),
-        next="find what sets the TTL: redis-cli CLIENT LIST shows each client's last command",
+        next="find what sets the TTL: on this server, CLIENT LIST shows each client's last command",
     )
 
 
@@ -500,7 +499,7 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
             f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
             f"commands that set a TTL were called {renewals:,} times",
         ),
-        next="find the job that renews them: redis-cli CLIENT LIST shows each client's last command",
+        next="find the job that renews them: on this server, CLIENT LIST shows each client's last command",
     )
 
 
