@@ -95,6 +95,10 @@ def test_the_password_may_come_from_the_environment(capsys, monkeypatch, user):
         assert run(capsys, "inspect", url, "chat:1", "--askpass", "--json")[0] in (0, 1)
 
 
+def test_inspect_without_a_session_asks_for_it(capsys):
+    assert "no session: give its id" in run(capsys, "inspect", "redis://u:hunter2@localhost:1/0")[2]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
