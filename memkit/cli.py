@@ -99,9 +99,8 @@ def _complete(given: argparse.Namespace) -> None:
         if given.source:
             given.source = _with_password(given.source, askpass=given.askpass)
         elif given.source_required and not getattr(given, "acl", False):
-            if "://" in getattr(given, "session", ""):
-                raise MemkitError("no session: give its id, or the name of a key, after the Redis URL")
-            raise MemkitError(f"no Redis URL: give one, or set {' or '.join(URL_VARIABLES)}")
+            missing = "SOURCE before SESSION_OR_KEY" if "session" in given else "Redis URL"
+            raise MemkitError(f"no {missing}: give one, or set {' or '.join(URL_VARIABLES)} to a Redis URL")
     if getattr(given, "at", None):
         from memkit.history.sources import parse_moment
 

@@ -96,7 +96,7 @@ def test_the_password_may_come_from_the_environment(capsys, monkeypatch, user):
 
 
 def test_inspect_without_a_session_asks_for_it(capsys):
-    assert "no session: give its id" in run(capsys, "inspect", "redis://u:hunter2@localhost:1/0")[2]
+    assert "no SOURCE before SESSION_OR_KEY" in run(capsys, "inspect", "redis://u:hunter2@localhost:1/0")[2]
 
 
 @pytest.mark.parametrize(

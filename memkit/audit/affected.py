@@ -47,7 +47,7 @@ class Affected:
 
     def to_text(self) -> str:
         """Return the counts, and the shell lines on lines of their own."""
-        text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} of them expire within 5 minutes"
+        text = f"affected: {counted(self.keys, 'key')} in {self.path}, {self.soon:,} with up to 5 minutes left"
         if self.unprintable:
             text += f"; {counted(self.unprintable, 'name')} with a line end were left out"
         if self.field_ttls:

@@ -121,7 +121,7 @@ class AuditReport:
         about = "" if self.sample["error_bound"] == 0 else "about "
         expired = counts["expired_at_most"]
         already = "" if expired is None else f"; on the whole server {counted(expired, 'key')} expired since it started"
-        return f"{about}{counted(counts['now'] or 0, 'key')}; {counts['within_5_min']:,} expire within 5 min{already}"
+        return f"{about}{counted(counts['now'] or 0, 'key')}; {counts['within_5_min']:,} with up to 5 min left{already}"
 
     def __repr__(self) -> str:
         return f"<AuditReport {self.verdict.cause}: {self.verdict.sentence}>"

@@ -502,7 +502,7 @@ class _Audit:
         ignored = sum(key.deadline_ms is not None for key in left_out)
         text = (
             f"checked {counted(sessions, 'session key')}: none contradicts {', '.join(map(str, self._expected))}, and "
-            f"{reached:,} of them show the expected TTL"
+            f"{counted(reached, 'shows', 'show')} the expected TTL"
         )
         return text + (f"; {counted(ignored, 'short-lived key')} ignored" if ignored else "")
 

@@ -758,7 +758,7 @@ def test_affected_keys_are_counted_in_text_and_json(traffic: Traffic) -> None:
     counts = report.to_dict()["affected"]
     assert counts == report.affected
     assert 0 < counts["within_5_min"] < counts["now"] == report.findings[0].keys
-    assert f"affected: {counts['now']} keys; {counts['within_5_min']} expire within 5 min" in text_of(report)
+    assert f"affected: {counts['now']} keys; {counts['within_5_min']} with up to 5 min left" in text_of(report)
     assert f"Affected: {counts['now']} keys" in report._repr_html_()
 
 

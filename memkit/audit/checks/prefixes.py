@@ -224,7 +224,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
         evidence=(
-            f"{len(context.keys):,} keys checked",
+            f"{counted(len(context.keys), 'key')} checked",
             f"expired_keys is {expired:,}",
             *([f"EXPIREAT or PEXPIREAT was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
         ),

@@ -101,7 +101,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
             besides = " (keys of the append-only file are not counted)" if server.has_aof else ""
             loaded = f": it loaded {counted(server.loaded_keys, 'key')} from {origin}{besides}"
             if server.expired_at_load:
-                loaded += f"; {server.expired_at_load:,} keys of the file were past their deadline"
+                loaded += f"; {counted(server.expired_at_load, 'deadline')} in the file had passed"
         young = "" if longest == math.inf else ", less than one expected TTL ago"
         notes.append(f"the server started {when}{young}{loaded}")
     if server.is_replica:
@@ -194,7 +194,7 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     commands = ", ".join(f"{name} {count:,}" for name, count in server.refused_writes.items())
     return Finding(
         "writes_refused",
-        message=f"{refused:,} writes of values or TTLs failed or were refused ({_errors(server)})"
+        message=f"{counted(refused, 'write')} of values or TTLs failed or were refused ({_errors(server)})"
         + ("; the server refuses every write until its data can be saved" if still else ""),
         # If the state has passed, or is one client's, it may have been a failover or no session's write.
         confidence="proven" if still else "possible",
@@ -230,7 +230,7 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Fi
     return Finding(
         "evicted",
         keys=now,
-        message=f"Redis has evicted {now:,} keys for lack of memory, whatever their TTL ({server.policy})",
+        message=f"Redis has evicted {counted(now, 'key')} for lack of memory, whatever their TTL ({server.policy})",
         confidence="proven" if sure else "possible",
         evidence=(
             f"evicted_keys {now:,}, expired_keys {server.number('expired_keys') or 0:,} since the server started",
@@ -280,7 +280,7 @@ def _flushed(
     return Finding(
         "flushed",
         message=f"{names} {'removed' if logged else 'may have removed'} all keys from the database, {shown_at}; "
-        f"{counted(existing, 'session key')} exist",
+        f"{counted(existing, 'session key exists', 'session keys exist')}",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,

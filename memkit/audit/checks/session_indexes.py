@@ -225,12 +225,12 @@ def _judge(
             expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - INDEX_SLACK_MS
             lost += [name] if expires > facts.seen_ms else []
     if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
-        yield "dangling", lost, f"{len(lost):,} sessions that do not exist, with a time less than {duration(ttl)} ago"
+        yield "dangling", lost, f"{counted(len(lost), 'missing session')}, with a time less than {duration(ttl)} ago"
     # An index that expires soon after its sessions is pruned by that.
     kept = [name for name in missing if not ttl or (left := found[name][0].left_ms) is None or left > 2 * ttl]
     stale = [name for name in kept if name not in set(lost)]
     if stale:
-        yield "stale_index", stale, f"{len(stale):,} sessions that do not exist and {len(existing):,} that do"
+        yield "stale_index", stale, f"{counted(len(stale), 'missing session')} and {len(existing):,} that exist"
 
 
 def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFacts]]) -> float | None:
