@@ -106,10 +106,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             "For values that are bytes use the fixture redis_client, which has decode_responses=False"
         )
     if names & APPLICATION_FIXTURES and OTHER_SERVER_EXPECTED.search(str(error)):
-        error.add_note(
-            "memkit: redis_client_url is one server, neither a cluster nor a Sentinel. For a cluster client use a "
-            "cluster of one node, for a Sentinel client replace Sentinel.discover_master: README, In your own tests"
-        )
+        error.add_note("memkit: redis_client_url is one server, no cluster or Sentinel; see README, In your own tests")
     database = item.stash.get(DATABASE_KEY, None)
     if database and isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError):
         error.add_note(f"memkit: {database.limits}")

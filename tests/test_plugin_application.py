@@ -200,7 +200,7 @@ def test_cluster_and_sentinel_clients_get_advice(pytester):
     pytester.makepyfile(OTHER_CLIENTS)
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=2, failed=2)
-    result.stdout.fnmatch_lines(["*memkit: redis_client_url is one server, neither a cluster nor a Sentinel*"] * 2)
+    result.stdout.fnmatch_lines(["*memkit: redis_client_url is one server, no cluster or Sentinel; see README*"] * 2)
 
 
 def test_changes_beside_the_clock_do_not_last(pytester):
