@@ -182,6 +182,26 @@ def test_keys_of_another_server_are_not_healthy(traffic: Traffic) -> None:
         assert of(read_on(replica), "replica_stale").confidence == "proven"
 
 
+@pytest.mark.parametrize(("ahead", "read_only"), [("1h", "yes"), ("0s", "no")])
+def test_sessions_on_a_replica_with_its_own_clock(ahead: str, read_only: str, traffic: Traffic) -> None:
+    config = PRIMARY | {"replica-read-only": read_only}
+    with (
+        RedisServer(port=free_port(), config=PRIMARY) as primary,
+        RedisServer(config=config | {"replicaof": f"127.0.0.1 {primary.port}"}) as replica,
+        primary.client() as client,
+        replica.client() as reader,
+    ):
+        replica.clock.shift(ahead)
+        client.mset({f"chat:{n}": traffic.message() for n in range(30)})
+        for n in range(30):
+            client.expire(f"chat:{n}", 1_800)
+        wait_for("the sessions", lambda: reader.info("keyspace").get("db0", {}).get("expires", 0), (30).__eq__)
+        report = audit(replica.url, expect={"chat:*": "30m"}, duty=1)
+    assert report.verdict.status == ("no_data" if ahead == "1h" else "healthy")
+    assert ("past their deadline by its clock" in report.verdict.sentence) == (ahead == "1h")
+    assert any("what clients write here is lost" in one for one in report.notes) == (read_only == "no")
+
+
 def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
     world = traffic.world(traffic.sessions(), port=free_port(), config=PRIMARY)
     with world.played() as primary, RedisServer(config=NO_FSYNC, persist=True) as server, server.client() as client:

@@ -217,7 +217,9 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     if started and (expired or (server.writes and not server.keys)):
         ended = f"{counted(expired, 'key')} expired" if expired else f"{counted(server.writes, 'command')} wrote values"
         ended = f"; {ended} on this server since it started {context.when(started)}"
-    stored = f"; nearest existing: {others}" if others else "; the database is empty"
+    empty = f"no key here can be read, and the server has {counted(server.keys, 'key')}: in other databases, or past "
+    empty = f"{empty}their deadline by its clock" if server.keys else "the database is empty"
+    stored = f"; nearest existing: {others}" if others else f"; {empty}"
     no_data = Finding.of(
         expected,
         "no_data",

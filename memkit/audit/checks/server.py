@@ -106,8 +106,10 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"the server started {when}{young}{loaded}")
     if server.is_replica:
         primary = f"{server.info.get('master_host', '?')}:{server.info.get('master_port', '?')}"
+        lost = "; what clients write here is lost at its next full synchronization (replica-read-only no)"
         notes.append(
             f"this is a replica: it does not count what its primary ({primary}) evicts or refuses; audit that, too"
+            + (lost if server.info.get("slave_read_only") == "0" else "")
         )
     flushes = server.called(*FLUSHES)
     if flushes:
