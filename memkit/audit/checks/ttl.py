@@ -403,8 +403,7 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> 
         )
     if anomaly.since and anomaly.since.bound == "until":
         return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
-    right = "existing sessions get the right TTL at their next write"
-    then = "until then, memory grows" if anomaly.kind == "long" else right
+    then = "until then, memory grows" if anomaly.kind == "long" else "sessions get the right TTL at their next write"
     return f"look for the release that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 
