@@ -101,27 +101,23 @@ class Finding:
     @classmethod
     def of(
         cls,
-        expected: Expectation | None,
         cause: str,
+        expected: Expectation | None = None,
         *,
         prefix: str | None = None,
         observed_ms: float | None = None,
         since: Since | None = None,
         **given: Any,
     ) -> Finding:
-        """Return a finding about the keys of an expectation, or about the server.
-
-        ``prefix`` is a narrower one than the expectation's.
-        """
-        return cls(
-            cause,
-            prefix=expected.prefix if prefix is None and expected else prefix,
-            expected_ttl_s=expected.policy.ttl_s if expected else None,
-            observed_ttl_s=None if observed_ms is None else round(observed_ms / 1000, 3),
-            since=None if since is None else utc_time(since.at_ms),
-            since_is=None if since is None else since.bound,
-            **given,
-        )
+        """Return a finding about the keys of an expectation, perhaps under a narrower prefix, or about the server."""
+        if expected:
+            prefix = expected.prefix if prefix is None else prefix
+            given["expected_ttl_s"] = expected.policy.ttl_s
+        if observed_ms is not None:
+            given["observed_ttl_s"] = round(observed_ms / 1000, 3)
+        if since:
+            given |= {"since": utc_time(since.at_ms), "since_is": since.bound}
+        return cls(cause, prefix=prefix, **given)
 
     def __post_init__(self) -> None:
         if self.confidence == "proven" and not self.evidence:
@@ -228,6 +224,4 @@ def verdict_of(findings: Sequence[Finding], *, sessions: int, healthy: str, unde
 
 
 def _plain(seconds: float | None) -> float | int | None:
-    if seconds is None:
-        return None
-    return int(seconds) if seconds == int(seconds) else round(seconds, 3)
+    return int(seconds) if seconds is not None and seconds == int(seconds) else seconds

@@ -469,7 +469,6 @@ class _Audit:
         return [one for one in far if one.key in lost], len(far)
 
     def _failed(self) -> list[ReadOnlyConnection]:
-        """Return the connections to servers that did not answer, or stopped."""
         return [one for one in self._source.connections if one.failure]
 
     def _note_limits(self, sample: Sample, context: AuditContext) -> None:
@@ -522,7 +521,6 @@ class _Audit:
         )
 
     def _undetermined(self, sample: Sample, diagnoses: Sequence[Diagnosis], context: AuditContext) -> str | None:
-        """Return why the sessions cannot be called healthy, and what would settle it."""
         settle = "to find out, run again with --watch 30s while sessions are written, or with --full"
         if self._snapshot:
             settle = "to find out, audit the live server, or compare with another RDB file (memkit history)"
@@ -591,16 +589,14 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 
 def _without_expectations(context: AuditContext) -> list[Finding]:
-    """Return what is found if nothing is expected."""
     if context.keys:
         return changed_ttls(context)
     step = "check the database number and the server in the URL"
     text = "the database is empty: there is nothing to audit"
-    return [Finding("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step)]
+    return [Finding.of("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step)]
 
 
 def _is_short(short: Sequence[Finding], key: KeyFacts) -> bool:
-    """Return whether a key is one of those that these findings report as given a shorter TTL."""
     return any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)
 
 

@@ -458,7 +458,6 @@ class Sampler:
         return found
 
     def _routed(self, keys: Sequence[bytes]) -> list[tuple[ServerKeys, list[bytes]]]:
-        """Return the keys of each server."""
         routed: defaultdict[ReadOnlyConnection, list[bytes]] = defaultdict(list)
         for key in keys:
             routed[self._route(key)].append(key)

@@ -60,8 +60,8 @@ def measured_renewals(
     prefix = narrowest_prefix(list(short), list(first), expected.prefix)
     observed = rounded((low + high) / 2)
     finding = Finding.of(
-        expected,
         "ttl_too_short",
+        expected,
         prefix=prefix,
         keys=len(short),
         message=f"writes to keys matching {prefix}* set a TTL of {duration(observed)} instead of "

@@ -391,7 +391,7 @@ def test_a_risk_of_the_server_hides_no_suspicion(traffic: Traffic) -> None:
 def test_unit_factor_of_a_ttl_in_a_wrong_unit(
     kind: Any, expected_ms: int, observed_ms: float, factor: int | None
 ) -> None:
-    anomaly = TtlAnomaly(kind, observed_ms, 0.0, 50, "proven", None, None, ("",))
+    anomaly = TtlAnomaly(kind=kind, ttl_ms=observed_ms, keys=50, confidence="proven")
     assert anomaly.unit_factor(expected_ms) == factor
 
 

@@ -90,22 +90,16 @@ class _Comparison:
             ids = {member.session for one in documents for member in one.members}
             unordered = self.group.kind == "set"
             return bool(documents) and (unordered or ids.isdisjoint(one.session for one in self.group.members))
-        if not self.pairs:
-            return own is not None and own <= FLAG_BYTES and self._others_are_larger(own)
         brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE or FLAG_MS)
         expiring = all(one.deadline_ms is not None for one in self.group.keys)
-        if expiring and brief and own is not None and own <= FLAG_BYTES and self._others_are_larger(own):
-            return True
+        tiny = is_tiny(own, self.others, self.context)
+        if not self.pairs or (expiring and brief and tiny):
+            return tiny
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
         is_short = short >= NEARLY_ALL * len(analysis.all) or self.longest <= self.ttl * SHORT_SHARE
         if not self.ttl or not expiring or not is_short:
             return False
         return not self._written_together() or not self._in_every_session()
-
-    def _others_are_larger(self, own: int) -> bool:
-        """Whether the other groups hold no such tiny values."""
-        sizes = [usual_bytes(one.keys, self.context) for one in self.others if one.kind == "string"]
-        return len(sizes) < len(self.others) or any(size is not None and size >= TINY * own for size in sizes)
 
     def _written_together(self) -> bool:
         """Whether most were written when the session's main key was: by their last access, or a constant distance."""
@@ -127,7 +121,6 @@ class _Comparison:
         return own.touched_ms is not None and any(abs(own.touched_ms - at) <= TOGETHER_MS for at in times)
 
     def _written(self, main: KeyFacts) -> int | None:
-        """Return when a key was last written, by its deadline."""
         return None if main.deadline_ms is None or not self.exact else main.deadline_ms - self.ttl
 
     def _in_every_session(self) -> bool:
@@ -165,16 +158,13 @@ def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext
     They are of the sessions' type and, if strings, not tiny beside the sessions'.
     """
     like = [one for one in healthy if one.kind == group.kind]
-    if not like:
-        return False
-    if group.kind != "string":
-        return True
-    own, usual = usual_bytes(group.keys, context), usual_bytes(like[0].keys, context)
-    return own is None or usual is None or (own > 0 and (own > FLAG_BYTES or usual < TINY * own))
-
-
-def is_tiny(group: Group, groups: Sequence[Group], context: AuditContext) -> bool:
-    """Whether these are strings of at most FLAG_BYTES, and the keys of the other groups are larger."""
     own = usual_bytes(group.keys, context) if group.kind == "string" else None
-    others = [usual_bytes(one.keys, context) or 0 for one in groups if one is not group and one.kind == "string"]
-    return own is not None and own <= FLAG_BYTES < min(others, default=FLAG_BYTES + 1)
+    return bool(like) and own != 0 and not is_tiny(own, like, context)
+
+
+def is_tiny(own: int | None, others: Sequence[Group], context: AuditContext) -> bool:
+    """Whether strings of so many bytes are flags: another group holds no strings, or far larger ones."""
+    if own is None or own > FLAG_BYTES:
+        return False
+    sizes = [usual_bytes(one.keys, context) for one in others if one.kind == "string"]
+    return len(sizes) < len(others) or any(size is not None and size >= TINY * own for size in sizes)

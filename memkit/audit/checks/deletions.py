@@ -72,7 +72,7 @@ def _vanished_finding(
     on_replica = any(server.is_replica for server in servers)
     evicted = "a replica does not count what its primary evicts" if on_replica else "evicted_keys did not change"
     many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
-    return Finding(
+    return Finding.of(
         "deleted",
         prefix=prefix,
         keys=len(vanished),
@@ -89,7 +89,6 @@ def _vanished_finding(
 
 
 def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expectation]) -> Finding | None:
-    """Return the finding of deletions in the slow log that name sessions."""
     named = [
         (one, key)
         for server in servers
@@ -109,7 +108,6 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
     surest: Confidence = "likely" if any(server.may_have_synced for server in servers) else "proven"
     many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
     return Finding.of(
-        None,
         "deleted",
         prefix=prefixes[first],
         keys=count,
@@ -154,7 +152,7 @@ def _counted(
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
         return [], [f"keys were deleted by command ({shown}), probably not sessions: {why}"]
-    finding = Finding(
+    finding = Finding.of(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,

@@ -70,8 +70,8 @@ def mixed_ttl(expected: Expectation, sessions: Sequence[Sequence[Member]], *, kn
         text = f"{expected.prefix}{part}"
         evidence.append(f"{text} has a TTL of at most {duration(ttl)}; if intended: --expect '{text}={ttl_text(ttl)}'")
     finding = Finding.of(
-        expected,
         "mixed_ttl",
+        expected,
         keys=len(keys),
         message=f"parts of {len(mixed):,} of {len(sessions):,} sessions matching {expected.pattern} expire up to "
         f"{duration(gap)} apart ({first} before {last})",

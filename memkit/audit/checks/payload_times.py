@@ -141,7 +141,6 @@ def _document(value: RedisValue) -> Any:
 
 
 def _parsed(data: bytes) -> Any:
-    """Return a payload as JSON, or as text."""
     value = parse(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
     return data.decode(errors="replace") if value is None and len(data) < 64 else value
 
@@ -269,8 +268,8 @@ def _late_finding(
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
     is_ttl = not fixed and _are_alike(ahead) and not _are_alike(times)
     return Finding.of(
-        expected,
         "ttl_too_short" if is_ttl else "not_refreshed",
+        expected,
         keys=len(times),
         message=f"writes to keys matching {expected.pattern} "
         f"{'set a shorter TTL' if is_ttl else 'do not renew the TTL'}: after its last message a session has "
@@ -317,8 +316,8 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
     if len(later) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)) or not later or _two_clocks(later):
         return None
     return Finding.of(
-        expected,
         "ttl_too_long",
+        expected,
         keys=len(later),
         message=f"{counted(len(later), 'session')} matching {expected.pattern} expire up to {duration(max(later))} "
         f"after their absolute TTL of {duration(ttl)}: writes or reads renew it",
@@ -355,8 +354,8 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
         return None
     return Finding.of(
-        expected,
         "trimmed",
+        expected,
         keys=len(older),
         message=f"{counted(len(older), 'session')} matching {expected.pattern} hold exactly {most:,} messages, and the "
         f"newest is older than the last write: new messages may be dropped",

@@ -220,8 +220,8 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         return None
     reasons = Counter(found.values()).most_common(3)
     return Finding.of(
-        expected,
         "corrupt",
+        expected,
         keys=len(found),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
         f"that cannot be read",
@@ -286,8 +286,8 @@ def _fragments(expected: Expectation, content: _Contents) -> Finding | None:
     persistent = sum(one.deadline_ms is None for one in found) if expected.ttl_ms else 0
     fields = ", ".join(name for name, _ in lacking.most_common(3))
     return Finding.of(
-        expected,
         "corrupt",
+        expected,
         keys=len(found),
         message=f"{counted(len(found), 'hash', 'hashes')} matching {expected.pattern} lack {fields}: probably the "
         "sessions had expired, and a later write of a field created their keys again",
@@ -307,8 +307,8 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
     if len(empty) < max(FEWEST_EMPTY, NEARLY_ALL * len(since)) or before < FEWEST_EMPTY:
         return None
     return Finding.of(
-        expected,
         "corrupt",
+        expected,
         keys=len(empty),
         message=f"{counted(len(empty), 'session')} matching {expected.pattern} hold no messages: nearly all "
         f"written since {utc_text(utc_time(first))}, and none from before",
@@ -362,8 +362,8 @@ def _encoding_changed(expected: Expectation, content: _Contents) -> Finding | No
     if not keys:
         return None
     return Finding.of(
-        expected,
         "encoding_changed",
+        expected,
         keys=len(keys),
         message=f"{counted(len(keys), 'key')} matching {expected.pattern} have another encoding: {evidence[0]}",
         confidence="likely",
@@ -402,8 +402,8 @@ def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:
     if not keys:
         return None
     return Finding.of(
-        expected,
         "dangling",
+        expected,
         keys=len(keys),
         message=f"sessions matching {expected.pattern} refer to {counted(len(keys), 'key')} that no longer exist",
         confidence="possible" if content.pops and all(problem.pop_explains for problem in problems) else "proven",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, is_tiny
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, is_tiny, usual_bytes
 from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
@@ -52,8 +52,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     if prefix != expected.prefix:
         evidence.append(f"all of them match {prefix}*")
     return Finding.of(
-        expected,
         "no_ttl",
+        expected,
         prefix=prefix,
         keys=len(keys),
         message=message + ("" if since is None else f", {context.since_text(since)}"),
@@ -73,16 +73,16 @@ def _are_like_sessions(group: Group, sessions: Sequence[Group], context: AuditCo
     if persistent < len(group.members) or len(sessions) == 1:
         return True
     others = [one for one in sessions if one is not group]
-    kinds, ids = {one.kind for one in others}, {member.session for one in others for member in one.members}
-    unlike = group.kind not in kinds or is_tiny(group, sessions, context)
-    unlike = unlike and ids.isdisjoint(member.session for member in group.members)
+    ids = {member.session for one in others for member in one.members}
+    alike = [one for one in others if one.kind == group.kind]
+    tiny = group.kind == "string" and is_tiny(usual_bytes(group.keys, context), alike, context)
+    unlike = (not alike or tiny) and ids.isdisjoint(member.session for member in group.members)
     return persistent >= FEWEST_SESSIONS and not unlike
 
 
 def _since(
     expected: Expectation, keys: Sequence[KeyFacts], everything: Sequence[KeyFacts], context: AuditContext
 ) -> Since | None:
-    """Return since when, or until when, keys are written without TTL, by their last accesses."""
     accesses = sorted(one.touched_ms for one in keys if one.touched_ms is not None)
     if not accesses:
         return None

@@ -173,8 +173,8 @@ def _odd_finding(
     if replaced:
         evidence.append("no session has been written under the usual names since")
     return Finding.of(
-        expected,
         "wrong_prefix",
+        expected,
         keys=len(odd),
         message=f"{counted(len(odd), 'session')} of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
@@ -221,8 +221,8 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     empty = f"{empty}their deadline by its clock" if server.keys else "the database is empty"
     stored = f"; nearest existing: {others}" if others else f"; {empty}"
     no_data = Finding.of(
-        expected,
         "no_data",
+        expected,
         message=f"no key matches {expected.pattern}{stored}{ended}",
         confidence="proven",
         evidence=(
@@ -296,8 +296,8 @@ def _wrong_prefix(
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = f"{prefix}*" if prefix else "keys without a prefix"
     return Finding.of(
-        expected,
         "wrong_prefix",
+        expected,
         keys=len(keys),
         message=f"sessions are written to {name} instead of {expected.prefix}*"
         + ("" if since is None else f", {context.since_text(since)}"),

@@ -16,7 +16,7 @@ from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES, FLUSHES, REDIRECTIONS, REPLICATES, ServerFacts
 from memkit.config import Expectation
-from memkit.render import counted, duration, utc_time
+from memkit.render import counted, duration
 
 NEAR_FULL = 0.8
 FULL = 0.95
@@ -177,7 +177,7 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     refuses = bool(limit) and used >= limit and server.policy == "noeviction" and not server.is_replica
     if out_of_memory or refuses:
         now = "and memory is full" if full else "and memory has room now"
-        return Finding(
+        return Finding.of(
             "out_of_memory",
             message=f"the server refused {counted(out_of_memory, 'write')} for lack of memory ({server.policy}), {now}"
             if out_of_memory
@@ -194,7 +194,7 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
     still = bool(server.errors("MISCONF")) and failed
     commands = ", ".join(f"{name} {count:,}" for name, count in server.refused_writes.items())
-    return Finding(
+    return Finding.of(
         "writes_refused",
         message=f"{counted(refused, 'write')} of values or TTLs failed or were refused ({_errors(server)})"
         + ("; the server refuses every write until its data can be saved" if still else ""),
@@ -229,7 +229,7 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Fi
     # If memory has room now, all of that may have been before today's sessions began.
     recent = server.started_ms is None or server.now_ms - server.started_ms <= ttl_ms
     sure = rising or recent or used >= NEAR_FULL * limit > 0
-    return Finding(
+    return Finding.of(
         "evicted",
         keys=now,
         message=f"Redis has evicted {counted(now, 'key')} for lack of memory, whatever their TTL ({server.policy})",
@@ -249,7 +249,7 @@ def _eviction_risk(server: ServerFacts) -> Finding | None:
     policy = server.policy
     if server.is_replica or not limit or used < NEAR_FULL * limit or policy in (None, "noeviction"):
         return None
-    return Finding(
+    return Finding.of(
         "eviction_risk",
         message=f"memory is {used / limit:.0%} of maxmemory, and {policy} will evict sessions when it is full",
         confidence="proven",
@@ -279,15 +279,14 @@ def _flushed(
     since_ms = oldest if at is None else at
     shown_at = context.when(since_ms) + ("" if logged else " at the latest")
     oldest_key = f"no key is older than {duration(age)}" if context.keys else "no key exists"
-    return Finding(
+    return Finding.of(
         "flushed",
         message=f"{names} {'removed' if logged else 'may have removed'} all keys from the database, {shown_at}; "
         f"{counted(existing, 'session key exists', 'session keys exist')}",
         # The counters do not tell whether sessions existed: a server is flushed before a launch, too.
         confidence="proven" if logged else "possible",
         expected_ttl_s=None if ttl_ms == math.inf else ttl_ms / 1000,
-        since=utc_time(since_ms),
-        since_is="upper bound" if at is None else "exact",
+        since=Since(since_ms, "upper bound" if at is None else "exact"),
         evidence=(
             *([f"slow log: {logged[-1].command.upper()}{by}"] if logged else []),
             f"INFO commandstats: {names} called {counted(calls, 'time')} since the start or the last reset",
@@ -325,7 +324,6 @@ def _restarted(
     else:
         return None
     return Finding.of(
-        None,
         "restarted",
         keys=dropped,
         message=f"the server started {context.when(started)} and {what}",
@@ -352,7 +350,6 @@ def replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
     since = None if down_s is None or down_s < 0 else Since(server.now_ms - down_s * 1000, "exact")
     shown = "" if since is None else f" since {context.when(since.at_ms)}"
     return Finding.of(
-        None,
         "replica_stale",
         message=f"this replica has had no connection to its primary{shown}: later writes and expiries are missing",
         confidence="proven",
@@ -380,7 +377,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         why = f"{counted(changes, 'change')} since the last RDB save, {context.when(saved_s * 1000)}"
     if not why:
         return None
-    return Finding(
+    return Finding.of(
         "persistence_risk",
         message=f"a restart or crash will lose sessions: {why}",
         confidence="proven",
@@ -404,7 +401,7 @@ def _skewed(server: ServerFacts, oldest: int) -> Finding | None:
     if abs(skew) < max(SKEW_MS, SURE_ERRORS * server.skew_error_ms) or _moved_on_purpose(server, oldest):
         return None
     way = "ahead of" if skew > 0 else "behind"
-    return Finding(
+    return Finding.of(
         "clock_skew",
         message=f"the server's clock is {duration(abs(skew))} {way} this machine's: "
         "deadlines that clients compute are off by that",

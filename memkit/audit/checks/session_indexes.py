@@ -110,7 +110,6 @@ def index_findings(
 
 
 def _entries(value: RedisValue) -> Iterator[_Entry]:
-    """Yield what may be a name or id, with the time beside it."""
     for name, score in value.scores.items():
         yield from _named(name, "", _ms(score))
     for name in value.members:
@@ -267,8 +266,8 @@ def _finding(
     deleted = [_DELETES.format(counted(deletions, "deletion"))] if lost and deletions else []
     ended = "their TTL has not passed" if lost else "nothing shows that they ended too early"
     return Finding.of(
-        expected,
         cause,
+        expected,
         keys=len(set(names)),
         message=f"indexes list {counted(len(set(names)), 'session')} matching {expected.pattern} that no longer exist: "
         f"{ended}",

@@ -74,8 +74,8 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
         facts.append(f"it takes {sizes[largest]:,} bytes, the largest other session {rest:,}")
     likely = (nameless and sizes[largest] > LARGER * rest) or (alone and silence > max(WEEKEND_MS, LONGER * longest))
     return Finding.of(
-        expected,
         "shared_key",
+        expected,
         keys=len(sessions[largest]),
         message=f"many users {'' if likely else 'may '}write to the one session {name}, beside "
         f"{counted(len(sizes) - 1, 'other session')}: they see each other's messages",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from memkit.audit.checks.auxiliary_keys import (
     FEWEST_SESSIONS,
@@ -297,6 +295,7 @@ def _merged(anomalies: Sequence[tuple[Group, TtlAnomaly]], mixed: MixedTtl) -> I
 
 def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, context: AuditContext) -> Finding:
     expected_ms = expected.ttl_ms or 0
+    affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     exact_ms, unit = _unit_mistake(anomaly, expected_ms, context)
     anomaly = replace(anomaly, ttl_ms=exact_ms)
     clock = None if unit or anomaly.jitter else _other_clock(expected, anomaly.ttl_ms, context)
@@ -305,7 +304,6 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     # A factor of two TTLs that are given at the same time, such as an hour and a day, may be on purpose.
     cause = "unit_mistake" if unit and not both else f"ttl_too_{anomaly.kind}"
     cause = clock[0] if clock else "two_ttls" if both and anomaly.kind == "short" else cause
-    affected = [one.key for one in group.keys if _is_affected(one, anomaly)]
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
     given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
@@ -314,15 +312,13 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     if both:
         message = f"sessions matching {prefix}* get TTLs of {given} and {wanted} at the same time; expected {wanted}"
     evidence = _ttl_evidence(expected, anomaly, context, both=both)
-    if prefix != expected.prefix:
-        evidence.append(f"all of them match {prefix}*; the other keys matching {expected.pattern} are not affected")
     if clock:
         calls, skew_s = context.server.called(*ABSOLUTE_DEADLINES), context.server.skew_ms / 1000
         evidence.append(f"EXPIREAT or PEXPIREAT was called {counted(calls, 'time')}: clients compute the deadlines")
         evidence += [f"TIME against this machine's clock: {skew_s:+,.3f} s"] if cause == "clock_skew" else []
     return Finding.of(
-        expected,
         cause,
+        expected,
         prefix=prefix,
         keys=anomaly.keys,
         message=message + (f": {unit}" if unit else ""),
@@ -368,10 +364,9 @@ def _ttls(expected: Expectation) -> str:
 
 
 def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
-    given = one.ttl_at_last_access_ms
-    low = anomaly.ttl_ms * (1 - anomaly.jitter) - TOGETHER_MS
-    high = math.inf if anomaly.kind == "long" else max(anomaly.top_ms, anomaly.ttl_ms + IDLE_GRAIN_MS)
-    return given is not None and low <= given <= high
+    over = None if one.ttl_at_last_access_ms is None else one.ttl_at_last_access_ms - anomaly.ttl_ms
+    most = anomaly.jitter * anomaly.ttl_ms + TOGETHER_MS
+    return over is not None and over >= -most and (over <= most or anomaly.kind == "long")
 
 
 def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) -> tuple[float, str | None]:
@@ -408,7 +403,6 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> 
 
 
 def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], context: AuditContext) -> Finding | None:
-    """Return a finding if sessions that should never expire have a deadline."""
     persistent = {one.session for group in sessions for one in group.members if one.facts.deadline_ms is None}
     volatile = [group for group in sessions if any(one.deadline_ms is not None for one in group.keys)]
     shared = [group for group in volatile if not persistent.isdisjoint(one.session for one in group.members)]
@@ -422,8 +416,8 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     apart = "they share neither shape nor ids with the sessions without a TTL, so they may not be sessions"
     apart = "the server does not report their sizes, so they may be locks or counters" if unknown else apart
     return Finding.of(
-        expected,
         "ttl_too_short",
+        expected,
         prefix=prefix,
         keys=len(keys),
         message=f"{counted(len(keys), 'session key')} matching {prefix}* that should never expire have a deadline",
@@ -447,8 +441,13 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
     sure = longer or analysis.too_few_touches(affected)
     if len(affected) < FEWEST or (not sure and most > ttl + near_ms):
         return []
-    kind: Literal["short", "long"] = "long" if longer else "short"
-    return [TtlAnomaly(kind, ttl, 0.0, len(affected), "likely" if sure else "possible", None, None, (), ttl)]
+    found = TtlAnomaly(
+        kind="long" if longer else "short",
+        ttl_ms=ttl,
+        keys=len(affected),
+        confidence="likely" if sure else "possible",
+    )
+    return [found]
 
 
 def _other_clock(expected: Expectation, ttl_ms: float, context: AuditContext) -> tuple[str, str] | None:
@@ -487,8 +486,8 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
     by_job = at_once or (analysis.ttl > HEARTBEAT_TTL_MS and alone >= len(analysis.all) / 2)
     return Finding.of(
-        expected,
         "persistent_renewal",
+        expected,
         keys=len(analysis.all),
         message=f"something renews all {len(analysis.all):,} session keys matching {expected.pattern}: each got a "
         f"whole TTL within the last {since}, and no key has expired since the server started",
@@ -523,8 +522,8 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     by_script = server.called(*ABSOLUTE_DEADLINES) or not (twice or vary)
     reads = counted(context.history.reads or 0, "command")
     return Finding.of(
-        expected,
         "not_refreshed",
+        expected,
         keys=len(old),
         message=f"writes to keys matching {expected.pattern} do not renew the TTL: {len(old):,} keys were accessed "
         "long after it was set",

@@ -162,7 +162,7 @@ class ServerHistory:
     set_back_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TtlAnomaly:
     """Keys with a TTL that is too short or too long.
 
@@ -175,19 +175,17 @@ class TtlAnomaly:
         since: Since when, or until when.
         first_seen_ms: When the first of them that still exists was written.
         reasons: Why it cannot be reads of old sessions.
-        top_ms: The highest value among them.
         still_expected: How many keys were given the expected TTL after the first of these was written.
     """
 
     kind: Literal["short", "long"]
     ttl_ms: float
-    jitter: float
+    jitter: float = 0.0
     keys: int
     confidence: Confidence
-    since: Since | None
-    first_seen_ms: int | None
-    reasons: tuple[str, ...]
-    top_ms: float = 0.0
+    since: Since | None = None
+    first_seen_ms: int | None = None
+    reasons: tuple[str, ...] = ()
     still_expected: int = 0
 
     def unit_factor(self, expected_ms: int) -> int | None:
@@ -354,10 +352,19 @@ class LifetimeAnalysis:
         written = [round(one.deadline - peak.low) for one in members]
         ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
         since = since if ended is None else Since(ended, "until")
-        reasons = (f"{len(self.long):,} keys have more time left than the expected TTL",)
         both = len(exact) - len(before) if hidden and ended is None else 0
-        found = TtlAnomaly("long", ttl, jitter, len(self.long), "proven", since, round(first), reasons, peak.high, both)
-        return found if self.history.idle_known else replace(found, since=None, first_seen_ms=None)
+        idle_known = self.history.idle_known
+        return TtlAnomaly(
+            kind="long",
+            ttl_ms=ttl,
+            jitter=jitter,
+            keys=len(self.long),
+            confidence="proven",
+            since=since if idle_known else None,
+            first_seen_ms=round(first) if idle_known else None,
+            reasons=(f"{len(self.long):,} keys have more time left than the expected TTL",),
+            still_expected=both,
+        )
 
     # -- too short -----------------------------------------------------------------------------------------------------
 
@@ -591,7 +598,7 @@ class LifetimeAnalysis:
         first = found.first_seen_ms if self.history.idle_known else None
         # Reads lower most values, and an old session that was read is above them.
         ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
-        return TtlAnomaly("short", rounded(ttl), 0.0, count, confidence, found.since, first, found.reasons, top)
+        return replace(found, ttl_ms=rounded(ttl), jitter=0.0, keys=count, first_seen_ms=first, still_expected=0)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
@@ -608,7 +615,15 @@ class LifetimeAnalysis:
         reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
         first = min(one.accessed for one in self.short) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
-        return TtlAnomaly("short", whole_minutes(top), 0.0, len(self.short), "likely", since, first, (reason,), top)
+        return TtlAnomaly(
+            kind="short",
+            ttl_ms=whole_minutes(top),
+            keys=len(self.short),
+            confidence="likely",
+            since=since,
+            first_seen_ms=first,
+            reasons=(reason,),
+        )
 
     def _short_anomaly(self, suspects: Suspects, count: int, confidence: Confidence, reason: str) -> TtlAnomaly:
         peak, members, _ = suspects
@@ -622,7 +637,17 @@ class LifetimeAnalysis:
             ended = self._ended([one.accessed for one in members], [round(one.deadline - top) for one in self.right])
             if ended is not None:
                 since, both = Since(ended, "until"), 0
-        return TtlAnomaly("short", ttl, jitter, count, confidence, since, first, (reason,), peak.high, both)
+        return TtlAnomaly(
+            kind="short",
+            ttl_ms=ttl,
+            jitter=jitter,
+            keys=count,
+            confidence=confidence,
+            since=since,
+            first_seen_ms=first,
+            reasons=(reason,),
+            still_expected=both,
+        )
 
     def _ended(self, writes: Sequence[int], expected_writes: Sequence[int]) -> int | None:
         """Return when the last of these writes was, if they stopped and the expected TTL is given since."""

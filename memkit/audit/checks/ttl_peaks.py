@@ -120,7 +120,6 @@ def _around(values: Sequence[int], low: float, high: float, spread_over: float, 
 
 
 def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
-    """Return the fullest windows that do not overlap."""
     best: list[tuple[int, float, float]] = []
     for one in sorted(full, key=lambda one: -one[0]):
         if len(best) < PEERS and all(one[2] < low or high < one[1] for _, low, high in best):
