@@ -92,7 +92,7 @@ class _Comparison:
             return bool(documents) and (unordered or ids.isdisjoint(one.session for one in self.group.members))
         brief = self.longest <= min(FLAG_MS, self.ttl * SHORT_SHARE or FLAG_MS)
         expiring = all(one.deadline_ms is not None for one in self.group.keys)
-        tiny = is_tiny(own, self.others, self.context)
+        tiny = _is_tiny(own, self.others, self.context)
         if not self.pairs or (expiring and brief and tiny):
             return tiny
         short = sum(one.keys for one in analysis.anomalies() if one.kind == "short")
@@ -159,10 +159,10 @@ def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext
     """
     like = [one for one in healthy if one.kind == group.kind]
     own = usual_bytes(group.keys, context) if group.kind == "string" else None
-    return bool(like) and own != 0 and not is_tiny(own, like, context)
+    return bool(like) and own != 0 and not _is_tiny(own, like, context)
 
 
-def is_tiny(own: int | None, others: Sequence[Group], context: AuditContext) -> bool:
+def _is_tiny(own: int | None, others: Sequence[Group], context: AuditContext) -> bool:
     """Whether strings of so many bytes are flags: another group holds no strings, or far larger ones."""
     if own is None or own > FLAG_BYTES:
         return False

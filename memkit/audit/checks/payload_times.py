@@ -97,28 +97,26 @@ class DatedSession(NamedTuple):
 
 def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> DatedSession:
     """Return what a value states about its times; a time in the future is none of a write."""
+    lengths, stated = [value.total], []
+    exact: list[float] = []
     if owner and owner.store == memkit_store.STORE:
-        decoded = list(formats.decode(SessionValues(owner, {value.name: value})))
-        turn_times = [one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
-        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in turn_times]
-        lengths = [value.total]
+        decoded = formats.decode(SessionValues(owner, {value.name: value}))
+        exact = [1000 * one.at_s for one in decoded if isinstance(one, Turn) and one.at_s is not None]
     elif value.kind == "stream":
         # The server gives an entry its time as id, unless the client does.
         ids = [] if value.partial else [float(entry.partition("-")[0]) for entry, _ in value.entries]
-        stated = [StatedTime(at_ms, at_ms) for at_ms in ids if seconds(at_ms)]
-        lengths = [value.total]
+        exact = [at_ms for at_ms in ids if seconds(at_ms)]
     elif value.kind == "zset":
         # An id with a time is an entry of an index; with a time in the future, a sorted set is a plan.
-        scores = [seconds(score) or 0 for member, score in value.scores.items() if " " in member]
-        past = max(scores, default=0) * 1000 <= facts.seen_ms + SAME_MS
-        stated = [StatedTime(at_s * 1000, at_s * 1000) for at_s in scores if at_s and past]
-        lengths = [value.total]
+        scores = [1000 * (seconds(score) or 0) for member, score in value.scores.items() if " " in member]
+        exact = [at_ms for at_ms in scores if at_ms and max(scores) <= facts.seen_ms + SAME_MS]
     else:
         document = _document(value)
         stated = list(times_in(document))
         inner = document.values() if isinstance(document, dict) else (document,)
         lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
         lengths = [0] if value.kind in DOCUMENT_KINDS and value.data.strip() in NOTHING else lengths
+    stated += [StatedTime(at_ms, at_ms) for at_ms in exact]
     times = [one for one in stated if one.earliest <= facts.seen_ms + SAME_MS]
     return DatedSession(facts, min(times, default=None), max(times, default=None), max(lengths, default=-1))
 
@@ -242,20 +240,12 @@ def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes
         )
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
-    return _late_finding(
-        expected, ttl, [newest.at for _, _, newest in late], ahead, fixed=fixed, short=short, of=len(dated)
-    )
+    times = [newest.at for _, _, newest in late]
+    return _late_finding(expected, times, ahead, fixed=fixed, short=short, of=len(dated))
 
 
 def _late_finding(
-    expected: Expectation,
-    ttl: float,
-    times: Sequence[float],
-    ahead: Sequence[float],
-    *,
-    fixed: int,
-    short: bool,
-    of: int,
+    expected: Expectation, times: Sequence[float], ahead: Sequence[float], *, fixed: int, short: bool, of: int
 ) -> Finding:
     """Return the finding of sessions that were written so late, by how far each write is ahead of a whole TTL.
 
@@ -264,6 +254,7 @@ def _late_finding(
     # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
     sure: Confidence = "proven" if len(times) >= FEWEST_LATE else "likely"
     confidence: Confidence = sure if short else "possible"
+    ttl = expected.ttls_ms[0]
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
     is_ttl = not fixed and _are_alike(ahead) and not _are_alike(times)

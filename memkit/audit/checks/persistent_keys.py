@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, is_tiny, usual_bytes
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, usual_bytes
 from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
@@ -75,7 +75,8 @@ def _are_like_sessions(group: Group, sessions: Sequence[Group], context: AuditCo
     others = [one for one in sessions if one is not group]
     ids = {member.session for one in others for member in one.members}
     alike = [one for one in others if one.kind == group.kind]
-    tiny = group.kind == "string" and is_tiny(usual_bytes(group.keys, context), alike, context)
+    own, *sizes = (usual_bytes(one.keys, context) or 0 for one in (group, *alike))
+    tiny = group.kind == "string" and own <= FLAG_BYTES < min(sizes, default=0)
     unlike = (not alike or tiny) and ids.isdisjoint(member.session for member in group.members)
     return persistent >= FEWEST_SESSIONS and not unlike
 
