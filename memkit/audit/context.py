@@ -22,7 +22,7 @@ class AuditContext:
         server: The report of the (first) server.
         siblings: Looks up keys by name that a sample has missed.
         value_bytes: Returns the bytes of values, 0 for an integer, of those keys of which the server reports the size.
-        other_keys: The keys among which sessions may be that are expected under another prefix.
+        other_keys: The keys that match no expectation.
         fields_without_ttl: For hashes with field TTLs, how many of their fields have none.
         first_fields: Hashes of which a field ends before the key, with the deadline of the first such field.
     """

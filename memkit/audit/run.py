@@ -320,9 +320,7 @@ class _Audit:
                 [] if complete else [one.with_known_access(load) for one in self._keys.look_up(names)]
             ),
             value_bytes=self._stored.value_bytes if self._stored else self._value_bytes,
-            other_keys=[one for one in sample.keys if one.key not in claimed]
-            if len(self._expected) > 1
-            else sample.keys,
+            other_keys=[one for one in sample.keys if one.key not in claimed],
             fields_without_ttl=fields,
             first_fields=[one.with_known_access(load) for one in first],
         )

@@ -148,7 +148,7 @@ def _counted(
         covered = _strings_removed(server, expectations, own, context, scale=scale)
         why = "as many strings were set that no longer exist" if count - covered < enough else None
         count = max(0, count - covered)
-    elif own and _short_strings(server, expectations, context, scale=scale) >= count:
+    elif own and _short_strings(server, context, scale=scale) >= count:
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
         return [], [f"keys were deleted by command ({shown}), probably not sessions: {why}"]
@@ -190,16 +190,13 @@ def _strings_removed(
     return max(0, round(server.called(*STRING_WRITES) - existing - expired))
 
 
-def _short_strings(
-    server: ServerFacts, expectations: Sequence[Expectation], context: AuditContext, *, scale: float
-) -> float:
+def _short_strings(server: ServerFacts, context: AuditContext, *, scale: float) -> float:
     """Return how many short-lived strings outside the patterns existed since the start, by those that exist now.
 
     As many as exist are set anew within one TTL.
     """
     uptime_ms = 1000 * (server.number("uptime_in_seconds") or 0)
-    claimed = {one.key for expected in expectations for one in expected.matching(context.keys)}
-    ttls = [one.ttl_at_last_access_ms for one in context.keys if one.kind == "string" and one.key not in claimed]
+    ttls = [one.ttl_at_last_access_ms for one in context.other_keys if one.kind == "string"]
     return scale * sum(uptime_ms / max(ttl, 1_000) for ttl in ttls if ttl is not None and ttl <= SHORT_MS)
 
 

@@ -69,10 +69,8 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
     prefix = to_bytes(expected.prefix)
     joined = re.compile(b"^%b(?![:/|#])" % re.escape(prefix.rstrip(b":/|#") or prefix))
     without = ("no separator behind the prefix", joined, lambda _: prefix, False)
-    candidates = [*keys, *(one for one in context.other_keys if one.key not in own)]
-    candidates = [
-        one for one in candidates if not PLAIN_NAME.fullmatch(one.key) or (one.key not in own and joined.match(one.key))
-    ]
+    candidates = [one for one in keys if not PLAIN_NAME.fullmatch(one.key)]
+    candidates += [one for one in context.other_keys if joined.match(one.key) or not PLAIN_NAME.fullmatch(one.key)]
     for what, expression, usual, mistake in (*ODD_NAMES, without):
         odd = [
             one
@@ -239,14 +237,13 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
 
 def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> Finding | None:
     """Return the finding of sessions that are written under another prefix now, and no longer under this one."""
-    own = {one.key for one in keys}
     last = _last_written(expected, keys, context) if len(keys) < len(context.keys) else None
     if last is None:
         return None
     # After a pause of the usual length, both may be written.
     ends = [at for one in keys if (at := one.deadline_ms or one.touched_ms) is not None]
     stopped = have_stopped(ends, context.history.now_ms - last)
-    for prefix, others in by_prefix([one for one in context.other_keys if one.key not in own]).items():
+    for prefix, others in by_prefix(context.other_keys).items():
         near = bool(prefix) and alike(expected.prefix, prefix)
         suspicion = _suspicion(expected, prefix, others, context) if near or stopped else None
         if suspicion != ("likely" if near else "possible"):

@@ -559,7 +559,7 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
         ends = [one.deadline for one in LifetimeAnalysis(keys, former, context.history).right]
         if not have_stopped(ends, context.history.now_ms + max(ttls) - max(ends, default=0)):
             continue
-        for one in diagnose(former, keys, context).findings:
+        for one in diagnose(former, keys, replace(context, other_keys=())).findings:
             if one.cause in ("ttl_too_short", "unit_mistake") and one.since_is == "lower bound" and one.since:
                 given = duration(1000 * (one.observed_ttl_s or 0))
                 since = context.since_text(Since(one.since.timestamp() * 1000, "lower bound"))
