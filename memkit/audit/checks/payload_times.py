@@ -192,9 +192,6 @@ def _time(value: Any) -> Iterator[StatedTime]:
         yield StatedTime(found * 1000, found * 1000)
 
 
-# -- not refreshed -----------------------------------------------------------------------------------------------------
-
-
 def not_refreshed(expected: Expectation, sessions: Sequence[DatedSession], notes: list[str]) -> Finding | None:
     """Compare each session's newest time with its deadline: a write that renews leaves a whole TTL after it.
 
@@ -290,9 +287,6 @@ def _are_alike(times: Sequence[float]) -> bool:
     return len(times) >= FEWEST_LATE and same >= ALIKE_SHARE * len(times)
 
 
-# -- renewed although absolute -----------------------------------------------------------------------------------------
-
-
 def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
     """Find absolute deadlines that were moved: sessions that expire later than one TTL after their first time."""
     ttl = expected.ttl_ms
@@ -321,9 +315,6 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
         next=f"set the TTL of new keys only (EXPIRE NX, SET with KEEPTTL); if it slides on purpose: --expect "
         f"'{expected.pattern}={ttl_text(ttl)}'",
     )
-
-
-# -- trimmed -----------------------------------------------------------------------------------------------------------
 
 
 def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:

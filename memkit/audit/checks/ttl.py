@@ -108,11 +108,10 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _add_missed_siblings(groups, expected, context)
     ignored = auxiliary_groups(expected, groups, context)
     groups = [group for group in groups if group not in ignored]
-    shared = shared_key(expected, [one for group in groups for one in group.keys])
     names = odd or moved(expected, keys, context)
     if expected.ttl_ms is None:
         found = [_unwanted_deadlines(expected, groups, context), names]
-        return _diagnosis(expected, groups, ignored, found, shared, context)
+        return _diagnosis(expected, groups, ignored, found, context)
     mixed = mixed_ttl(expected, list(sessions_of(groups)))
     anomalies, short_groups = _anomalies(expected, groups, context)
     ignored += [group for group, _ in short_groups]
@@ -126,7 +125,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         _persistent_renewal(expected, analyses[-1], context),
         None if anomalies or mixed.finding else _unrenewed(expected, analyses[0], context),
     ]
-    diagnosis = _diagnosis(expected, groups, ignored, found, shared, context)
+    diagnosis = _diagnosis(expected, groups, ignored, found, context)
     if not diagnosis.findings:
         doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
         diagnosis.unexplained = next(filter(None, doubts), None)
@@ -145,7 +144,6 @@ def _diagnosis(
     groups: Sequence[Group],
     ignored: Sequence[Group],
     found: Sequence[Finding | None],
-    shared: Finding | None,
     context: AuditContext,
 ) -> Diagnosis:
     """Return what was found of these groups; if nothing was, what only then is looked for."""
@@ -154,8 +152,9 @@ def _diagnosis(
         findings.append(shape)
     if not findings and expected.ttl_ms is not None:
         findings += _field_findings(expected, context)
-    findings += [shared] if shared else []
     keys = [one for group in groups for one in group.keys]
+    if shared := shared_key(expected, keys):
+        findings.append(shared)
     parts = {group.part for group in ignored} - {group.part for group in groups}
     return Diagnosis(
         expected,
@@ -220,13 +219,10 @@ def _with_known_layout(expected: Expectation, groups: Sequence[Group]) -> tuple[
     hashes = {group.part for group in groups if group.kind == "hash"}
     strings = [group.part for group in groups if group.kind == "string"]
     markers = [part.replace("expires:", "") for part in strings if "expires:" in part]
-    if expected.ttl_ms is None or hashes.isdisjoint(markers):
+    if hashes.isdisjoint(markers):
         return expected, None
     note = f"Spring Session keeps a session's hash {duration(SPRING_MARGIN_MS)} longer than its expires key on purpose"
     return expected.of_spring_session(), note
-
-
-# -- TTLs --------------------------------------------------------------------------------------------------------------
 
 
 def _anomalies(
@@ -542,9 +538,6 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     )
 
 
-# -- without expectations ----------------------------------------------------------------------------------------------
-
-
 def changed_ttls(context: AuditContext) -> list[Finding]:
     """Return the findings of prefixes under which a shorter TTL has replaced a longer one, if nothing is expected.
 
@@ -576,9 +569,6 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
                     )
                 )
     return found
-
-
-# -- parts of a session ------------------------------------------------------------------------------------------------
 
 
 def _add_missed_siblings(groups: Sequence[Group], expected: Expectation, context: AuditContext) -> None:

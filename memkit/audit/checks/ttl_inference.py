@@ -332,8 +332,6 @@ class LifetimeAnalysis:
         unread = history.idle_known and history.reads is not None and history.reads < len(old) / 2
         return old if self.sliding and unread and len(old) >= max(FEWEST, SOME * len(self.all)) else []
 
-    # -- too long ------------------------------------------------------------------------------------------------------
-
     def _too_long(self) -> TtlAnomaly | None:
         """Return the keys over the TTL: what was set is at least what is seen."""
         if not self.long or len(self.long) < min(FEWEST, len(self.all)):
@@ -365,8 +363,6 @@ class LifetimeAnalysis:
             reasons=(f"{len(self.long):,} keys have more time left than the expected TTL",),
             still_expected=both,
         )
-
-    # -- too short -----------------------------------------------------------------------------------------------------
 
     def _too_short(self) -> TtlAnomaly | None:
         for peak in self._peaks():
