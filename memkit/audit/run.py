@@ -231,7 +231,11 @@ class _Audit:
         findings = [found for one in diagnoses for found in one.findings]
         findings += [] if self._expected else _without_expectations(context)
         self._notes += [note for one in diagnoses for note in one.notes]
-        is_short = partial(_is_short, [one for one in findings if one.cause in SHORT_CAUSES])
+        short = [one for one in findings if one.cause in SHORT_CAUSES]
+
+        def is_short(key: KeyFacts) -> bool:
+            return any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)
+
         findings += self._values(sample, findings, diagnoses, is_short)
         findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
@@ -592,10 +596,6 @@ def _without_expectations(context: AuditContext) -> list[Finding]:
     step = "check the database number and the server in the URL"
     text = "the database is empty: there is nothing to audit"
     return [Finding.of("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step)]
-
-
-def _is_short(short: Sequence[Finding], key: KeyFacts) -> bool:
-    return any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:

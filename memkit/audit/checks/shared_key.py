@@ -50,7 +50,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     none = (one for one in words if words[one] in NO_VALUES or any(NO_ID.search(each.key) for each in sessions[one]))
     nameless = list(none) if expected.prefix else []
     largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
-    if largest is None or (len(sizes) <= FEWEST_OTHER_SESSIONS and not nameless):
+    if largest is None:
         return None
     others = [one for session, own in sessions.items() if session != largest for one in own]
     rest = max((size for session, size in sizes.items() if session != largest), default=0)
@@ -58,7 +58,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     newest = max(written_ms(expected, one) for one in sessions[largest])
     silence = newest - times[-1] if times else 0
     longest = max((after - before for before, after in pairwise(times)), default=0)
-    alone = len(times) >= FEWEST_OTHER_SESSIONS and sizes[largest] > LARGER * rest and silence > longest
+    alone = len(sizes) > FEWEST_OTHER_SESSIONS and sizes[largest] > LARGER * rest and silence > longest
     if not nameless and not alone:
         return None
     name = to_name(sessions[largest][0].key)

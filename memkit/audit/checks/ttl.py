@@ -245,7 +245,7 @@ def _anomalies(
         for one in anomalies:
             alone = one.kind == "short" and not right and one.keys >= NEARLY_ALL * volatile
             (all_short if alone else found).append((group, one))
-    if not healthy or len(all_short) == len(sessions):
+    if not healthy:
         return found + all_short, []
     ids = {member.session for group, _ in healthy for member in group.members}
     others = []
