@@ -562,6 +562,12 @@ def test_job_that_renews_every_session(traffic: Traffic) -> None:
     assert (found.severity, found.keys, found.confidence) == ("warning", 60, "likely")
 
 
+def test_no_job_renews_the_first_sessions_ever(traffic: Traffic) -> None:
+    events = [one for age_s in traffic.times(0, HOUR) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    report = traffic.world(events, age_s=5 * WEEK).audited()
+    assert (false_alarms(report), report.findings) == ([], ())
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 

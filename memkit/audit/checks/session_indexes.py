@@ -153,9 +153,7 @@ def _named(name: str, place: str = "", at_ms: float | None = None) -> Iterator[_
 
 
 def _ms(value: Any) -> float | None:
-    """Return a number, or a number as text, as a time in ms if it is one."""
-    if isinstance(value, str) and value.replace(".", "", 1).isdigit():
-        value = float(value)
+    """Return a number as a time in ms if it is one."""
     found = seconds(value)
     return None if found is None else found * 1000
 

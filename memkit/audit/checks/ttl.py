@@ -549,9 +549,6 @@ def changed_ttls(context: AuditContext) -> list[Finding]:
         if not ttls:
             continue
         former = Expectation(f"{prefix}*", ExpiryPolicy("sliding", round(max(ttls))))
-        ends = [one.deadline for one in LifetimeAnalysis(keys, former, context.history).right]
-        if not have_stopped(ends, context.history.now_ms + max(ttls) - max(ends, default=0)):
-            continue
         for one in diagnose(former, keys, replace(context, other_keys=())).findings:
             if one.cause in ("ttl_too_short", "unit_mistake") and one.since_is == "lower bound" and one.since:
                 given = duration(1000 * (one.observed_ttl_s or 0))

@@ -589,8 +589,6 @@ class LifetimeAnalysis:
         paused = top > RARE * self.ttl
         confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
         found = self._short_anomaly(Suspects(peak, members, others), len(members), confidence, reason)
-        if others and found.since and found.since.bound == "upper bound":
-            return None
         first = found.first_seen_ms if self.history.idle_known else None
         # Reads lower most values, and an old session that was read is above them.
         ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
