@@ -14,6 +14,7 @@ from waiting import wait_for
 from worlds import draw_world, false_alarms
 
 from memkit.audit import parse_expectation
+from memkit.audit.checks.deletions import deleted_finding
 from memkit.audit.checks.server import server_findings, server_notes
 from memkit.audit.checks.ttl_inference import ServerHistory
 from memkit.audit.context import AuditContext
@@ -283,6 +284,25 @@ def test_short_ttl_that_resembles_the_skew_is_short(server: RedisServer) -> None
 
 
 # -- deleted -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("calls", "name", "note"),
+    [
+        (300, "chat:{}", ""),
+        (20_000, "chat:{}", "far more than there are sessions"),
+        (300, "checkpoint:{}:", "LangGraph's shallow savers"),
+    ],
+)
+def test_deletions_that_are_counted_alone(calls: int, name: str, note: str) -> None:
+    info = {"cmdstat_del": f"calls={calls},usec={calls}", "rdb_saves": "1", "rdb_last_save_time": "5"}
+    facts = ServerFacts(info, {}, now_ms=9 * WEEK_S * 1000)
+    keys = [KeyFacts(name.format(n).encode(), "hash", facts.now_ms, None, facts.now_ms, None) for n in range(60)]
+    expected = parse_expectation(f"{name.partition(':')[0]}:*=7d")
+    context = context_of(facts, keys)
+    found, notes = deleted_finding([facts], [expected], [], context, looked=0, of=60, sessions=60)
+    assert [one.confidence for one in found] == ([] if note else ["possible"])
+    assert [note in one for one in notes] == ([True] if note else [])
 
 
 @pytest.mark.parametrize("command", ["DEL", "UNLINK"])

@@ -128,7 +128,7 @@ class _Comparison:
         first = min(_deadline(one) for one in self.group.keys) - self.longest - TOGETHER_MS
         since = max(first, self.context.history.now_ms - NEARLY_ALL * self.longest)
         recent = [one for one in self.mains if since <= (self._written(one.facts) or 0)][:RECENT_KEYS]
-        if len(recent) < FEWEST or not self.exact:
+        if len(recent) < FEWEST:
             return True
         there = {member.session for member in self.group.members}
         lacking = [member.session for member in recent if member.session not in there]

@@ -29,6 +29,9 @@ DELETED_SHARE = 0.15
 FEWEST_VANISHED, VANISHED_SHARE = 3, 0.05
 """Users who end sessions of ten minutes end so many of them in half a minute; an audit takes seconds."""
 STRING_SHARE = 0.3
+FAR_MORE = 50
+SMALLEST_STORE = 200
+"""Deletions of 50 times as many keys as there are sessions are a queue or a cache."""
 MAKE_OTHERS = ("rpush", "lpush", "hset", "hmset", "hsetnx", "hsetex", "sadd", "zadd", "xadd", "json.set")
 
 
@@ -139,6 +142,8 @@ def _counted(
         why = "as many scripts were called, and locks are released by a script that calls DEL"
     elif any(deletes_own_keys(to_name(one.key)) for one in own):
         why = "LangGraph's shallow savers delete their old writes"
+    elif count > FAR_MORE * max(sessions, SMALLEST_STORE):
+        why = "they are far more than there are sessions"
     elif not strings:
         covered = _strings_removed(server, expectations, own, context, scale=scale)
         why = "as many strings were set that no longer exist" if count - covered < enough else None
