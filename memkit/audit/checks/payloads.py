@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memkit import formats
-from memkit.audit.checks.known_stores import KnownSessions, ValueReader
+from memkit.audit.checks.known_stores import BATCH_KEYS, KnownSessions, ValueReader
 from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, prolonged, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
@@ -31,7 +31,6 @@ from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_by
 from memkit.render import counted, utc_text, utc_time
 
 FEWEST_VALUES = 5_000
-BATCH_KEYS = 200
 ENCODING_CHANCE, LARGER_CHANCE = 0.01, 0.1
 """An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
 larger chance is enough to explain bytes of no known encoding.

@@ -45,8 +45,6 @@ SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
 PAST = "a deadline in the past, by another clock, time zone or unit, deletes a key at once"
-OLD_SHARE = 0.1
-"""More old names than this share written since the new ones appeared are two kinds of writers, not a release."""
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
 ODD_NAMES = (
