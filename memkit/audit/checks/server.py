@@ -365,7 +365,7 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
     # A replica's own files protect nothing: what counts is its primary's.
     if server.is_replica or not server.info:
         return None
-    info, aof = server.info, server.info.get("aof_enabled") == "1"
+    info, aof = server.info, server.has_aof
     changes, saved_s = server.number("rdb_changes_since_last_save") or 0, server.number("rdb_last_save_time")
     failed = info.get("aof_last_write_status" if aof else "rdb_last_bgsave_status", "ok") != "ok"
     why = None
