@@ -445,11 +445,9 @@ class LifetimeAnalysis:
         if not self._read_at_one_age(suspects) and shown:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
-            last_end = max((one.deadline for one in self.right), default=0)
             if self._may_be_a_job(suspects):
                 return "possible", reason
             by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
-            by_job = by_job and (switched or self._read_at_one_age(suspects, last_end))
             return "likely" if peak.wide or by_job else "proven", reason
         untouched = self._has_older_unread(peak, others)
         return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
@@ -465,12 +463,12 @@ class LifetimeAnalysis:
             return False
         return len(others) >= FEWEST and not self._has_older_unread(peak, others)
 
-    def _read_at_one_age(self, suspects: Suspects, end: int | None = None) -> bool:
+    def _read_at_one_age(self, suspects: Suspects) -> bool:
         """Whether a job that accesses sessions a fixed time after their TTL was set explains these keys.
 
         It does if these are the oldest sessions. It does not near the end of the TTL, without as many commands that
         leave the TTL, if writes under the expected TTL have ended since, or if far more sessions would have to have
-        been written in the time that these deadlines imply than around it: up to ``end``, if no later ones were set.
+        been written in the time that these deadlines imply than around it.
         """
         peak, members, _ = suspects
         if self.too_few_touches(members):
@@ -486,7 +484,7 @@ class LifetimeAnalysis:
         first, last = quantile(deadlines, SOME), quantile(deadlines, 1 - SOME)
         width = max(last - first, TOGETHER_MS)
         low = max(self.history.now_ms, first - AROUND * width)
-        high = min(self.history.now_ms + self.ttl if end is None else end, last + AROUND * width)
+        high = min(self.history.now_ms + self.ttl, last + AROUND * width)
         near = [one for one in ends if low <= one <= high]
         inside = sum(first <= one <= last for one in near)
         around = high - low - width
@@ -747,8 +745,6 @@ def whole_minutes(ms: float) -> float:
 def _onset(suspects: Suspects) -> float:
     """Return when the first of these was written, without a few that were read before: old ones by chance."""
     accesses = sorted(one.accessed for one in suspects.members)
-    if not suspects.others:
-        return accesses[0]
     return max(start_of(accesses), quantile(accesses, SOME)) if suspects.peak.wide else start_of(accesses)
 
 
