@@ -149,12 +149,12 @@ def test_changes_of_the_server_do_not_last(pytester):
 def test_threads_of_earlier_tests_take_nothing(pytester):
     pytester.makepyfile(
         """
-        import contextlib, threading
+        import threading
         import pytest, redis
 
         def wait_for_a_job(url):
-            with redis.Redis.from_url(url) as own, contextlib.suppress(redis.ConnectionError):
-                own.blpop("jobs")
+            with redis.Redis.from_url(url) as own:
+                assert own.blpop("jobs") is None
 
         @pytest.mark.parametrize("job", [b"1", b"2"])
         def test_jobs(redis_client, redis_client_url, job):
@@ -163,9 +163,13 @@ def test_threads_of_earlier_tests_take_nothing(pytester):
             threading.Thread(target=wait_for_a_job, args=(redis_client_url,), daemon=True).start()
             while not redis_client.info("clients")["blocked_clients"]:
                 pass
+
+        def test_the_last_wait_has_ended(redis_client):
+            while redis_client.info("clients")["blocked_clients"]:
+                pass
         """
     )
-    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("-W", "error").assert_outcomes(passed=3)
 
 
 OTHER_CLIENTS = """
