@@ -121,7 +121,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
             f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
         )
     if rejected := server.number("rejected_connections"):
-        notes.append(f"{counted(rejected, 'connection')} were refused since the start or a reset (maxclients)")
+        notes.append(f"the server refused {counted(rejected, 'connection')} since the start or a reset (maxclients)")
     others = {name: one.get("keys", 0) for name, one in server.databases.items() if name != f"db{database}"}
     if others:
         notes.append(f"other databases have keys: {', '.join(f'{name} ({keys:,})' for name, keys in others.items())}")
