@@ -18,7 +18,8 @@ def with_field_deadlines(
     """Return the keys, hashes that end with their last field with that deadline, and what ends otherwise.
 
     Args:
-        keys: The keys; of those that are hashes, the first 1,000 are looked at.
+        keys: The keys; of those that are hashes, the first 1,000 are looked at. If some have fields with TTLs, the
+            others that have no TTL themselves are left out: they may end with their fields.
         route: Returns the connection for a key.
 
     Returns:
@@ -28,7 +29,8 @@ def with_field_deadlines(
     deadlines: dict[bytes, int] = {}
     without: dict[bytes, tuple[int, int]] = {}
     first: list[KeyFacts] = []
-    for one in [one for one in keys if one.kind == "hash"][:HASHES]:
+    hashes = [one for one in keys if one.kind == "hash"]
+    for one in hashes[:HASHES]:
         key, end = one.key, one.deadline_ms
         times = field_deadlines(route(key), key)
         if lacking := sum(at <= 0 for at in times):
@@ -38,4 +40,7 @@ def with_field_deadlines(
         earliest = min((at for at in times if at > 0), default=None)
         if earliest is not None and (end is None or earliest < end):
             first.append(one._replace(deadline_ms=earliest))
-    return [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys], without, first
+    others = hashes[HASHES:] if deadlines or without else []
+    unknown = {one.key for one in others if one.deadline_ms is None}
+    known = [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys]
+    return [one for one in known if one.key not in unknown], without, first

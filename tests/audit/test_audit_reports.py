@@ -166,6 +166,17 @@ def test_writes_that_leave_the_ttl_by_the_counters(least: float, status: str, tr
     assert not any("were read" in one for one in report.notes)
 
 
+@pytest.mark.parametrize("fault", [True, False])
+def test_more_hashes_than_are_looked_at(fault: bool, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memkit.audit.hash_fields.HASHES", 20)
+    events: list[Event] = []
+    for age_s in traffic.times():
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="hash", ttl_s=None)
+        events += [] if fault else [(age_s, ("HEXPIRE", key, 604_800, "FIELDS", 2, "messages", "n"))]
+    found = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited().findings
+    assert [(one.cause, one.keys) for one in found] == ([("no_ttl", 60)] if fault else [])
+
+
 def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
     events: list[Event] = []
     for age_s in traffic.times(0, 0.9 * HOUR):
