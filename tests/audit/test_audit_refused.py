@@ -191,8 +191,9 @@ def test_changes_unsaved_for_a_day_are_a_finding(saved_days_ago: float, found: b
 
 
 def test_refused_connections_are_noted() -> None:
-    facts = ServerFacts({"rejected_connections": "3"}, {})
-    assert any("3 connections were refused" in note for note in server_notes(facts, [], when="", database=0))
+    for count, counted in (("1", "1 connection"), ("3", "3 connections")):
+        notes = server_notes(ServerFacts({"rejected_connections": count}, {}), [], when="", database=0)
+        assert any(note.startswith(f"the server refused {counted} since") for note in notes)
 
 
 @pytest.mark.parametrize(("code", "found"), [("MOVED", False), ("CLUSTERDOWN", True)])
