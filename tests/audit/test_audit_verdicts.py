@@ -608,6 +608,25 @@ def test_other_shape_of_names_may_be_on_purpose(ttl: str | None, traffic: Traffi
     assert "chat:web:*" in found.message
 
 
+def test_an_empty_part_of_names_is_on_purpose(traffic: Traffic) -> None:
+    """LangGraph's savers leave the namespace of most checkpoints empty: ``chat:THREAD::STATE``."""
+    events = traffic.sessions(newest_s=14 * HOUR, reads=0.0)
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f"chat:{traffic.uid()}::state", age_s)
+    found = of(traffic.world(events).audited(), "wrong_prefix")
+    assert (found.severity, found.confidence) == ("warning", "possible")
+    assert "another shape (chat:*:*:state)" in found.message
+
+
+def test_keys_of_a_user_beside_later_sessions(traffic: Traffic) -> None:
+    """The names of the sessions hold those of the users: no session is written under another name."""
+    users = [traffic.uid() for _ in range(60)]
+    events = [one for user in users for one in traffic.write(f"chat:{user}", traffic.dice.uniform(DAY, 6 * DAY))]
+    for age_s in traffic.times(0, 13 * HOUR):
+        events += traffic.write(f"chat:{traffic.dice.choice(users)}:{traffic.uid()}", age_s)
+    assert [one.cause for one in traffic.world(events).audited().findings] == []
+
+
 @pytest.mark.parametrize("ttl", ["7d", None])
 def test_shapes_that_a_script_writes_in_turn(ttl: str | None, traffic: Traffic) -> None:
     ttl_s = WEEK if ttl else None
