@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Literal, Protocol, Self, TypeVar, cast
 
 from memkit.errors import PolicyError
 from memkit.policy import FINEST_JITTER, JITTER, Duration, ExpiryPolicy, ttl_text
@@ -166,7 +166,8 @@ def _with_option(expectation: Expectation, option: str) -> Expectation:
         return replace(expectation, jitter=float(percent[1]) / 100)
     if option in ("sliding", "absolute"):
         policy = expectation.policy
-        return replace(expectation, policy=replace(policy, kind=cast("Any", option)) if policy.ttl_ms else policy)
+        kind: Literal["sliding", "absolute"] = "sliding" if option == "sliding" else "absolute"
+        return replace(expectation, policy=replace(policy, kind=kind) if policy.ttl_ms else policy)
     raise PolicyError(f"{option!r} is not an option; {SHAPE}")
 
 

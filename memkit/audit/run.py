@@ -344,7 +344,11 @@ class _Audit:
             return {}, []
         read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
         self._touched += read if why_idle_times_reset else 0
-        sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
+        whole = sample.keys
+        sample.keys, fields, first = with_field_deadlines(whole, self._source.route)
+        if left_out := len(whole) - len(sample.keys):
+            text = f"not checked: {counted(left_out, 'hash', 'hashes')} without a TTL; their fields may have TTLs, as "
+            self._notes.append(f"{text}others do (the fields of {counted(read, 'hash', 'hashes')} were read)")
         many = counted(len(first), "hash", "hashes")
         self._notes += [f"some fields of {many} expire before the key (HPTTL)"] if first else []
         return fields, first

@@ -30,12 +30,14 @@ from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue
 
 STORE, SHALLOW = "langgraph-js", "langgraph-js-shallow"
 _END = ":shallow"
+_KINDS = REDIS_PARTS.keys() - {"checkpoint_latest", "write_registry"}
+"""The kinds that this saver writes: those two are Python's alone."""
 
 
 def recognise(raw: RedisValue, wanted: str | None) -> KeyOwner | None:
     """Claim a thread's keys by their documents; Python's saver writes a word where this one has no namespace."""
     pieces = name_parts(raw.name, REDIS_KINDS)
-    if pieces is None or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
+    if pieces is None or pieces.kind not in _KINDS or (pieces.kind == "write_keys_zset") != (raw.kind == "zset"):
         return None
     document = peek(raw)
     thread = text_or_none(document.get("thread_id")) or (None if document else thread_of(pieces.rest, "", wanted))

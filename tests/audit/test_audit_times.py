@@ -14,7 +14,7 @@ import pytest
 from servers import NO_FSYNC, every_server
 
 from memkit.audit import Finding
-from memkit.audit.checks.payload_times import DatedSession, StatedTime, not_refreshed
+from memkit.audit.checks.payload_times import DatedSession, StatedTime, not_refreshed, times_in
 from memkit.audit.run import AuditReport, audit
 from memkit.audit.sampling import KeyFacts
 from memkit.config import parse_expectation
@@ -245,3 +245,8 @@ def test_one_distance_of_all_deadlines_is_their_ttl() -> None:
     found = not_refreshed(parse_expectation("chat:*=7d"), sessions, [])
     assert found
     assert (found.cause, found.confidence, found.observed_ttl_s) == ("ttl_too_short", "likely", 2 * DAY_S)
+
+
+@pytest.mark.parametrize("age_ms", [10**400, -(10**400), 0, None, "7d", 1.5], ids=lambda age: str(age)[:6])
+def test_cookie_without_a_valid_age_states_no_write(age_ms: object) -> None:
+    assert list(times_in({"cookie": {"originalMaxAge": age_ms, "expires": "2026-11-29T12:00:00.000Z"}})) == []

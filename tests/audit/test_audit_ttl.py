@@ -166,3 +166,13 @@ def test_few_look_ups_for_many_shapes_of_names(server: RedisServer) -> None:
             client.expire(f"chat:{words[n % 32].format(n)}", 604_800)
     report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
     assert sum(report.proof.commands.values()) < 30_000
+
+
+@pytest.mark.parametrize(("expected", "found"), [("1m", False), ("10m", False), ("7d", True)])
+def test_second_that_is_left_is_judged_by_its_chance(expected: str, found: bool) -> None:
+    """A session of a minute has 1.4 s left with a chance of 2 %, one of seven days with one of 0.0002 %."""
+    now = 1_700_000_000_000
+    keys = [KeyFacts(b"chat:1", "list", now + 1_000, now - 400, now, None)]
+    policy = ExpiryPolicy.sliding(expected)
+    analysis = LifetimeAnalysis(keys, Expectation("chat:*", policy), ServerHistory(now, now - 300 * int(HOUR) * 1000))
+    assert bool(analysis.anomalies()) == found

@@ -111,6 +111,8 @@ def _completed(loads: ValueReader, sessions: Sequence[Owners]) -> list[SessionVa
     stored = [SessionValues(_first(owners), {}) for owners in sessions]
     requests = [[KeyRequest(name, owner.part) for name, owner in owners.items()] for owners in sessions]
     for _ in range(ROUNDS + 1):
+        if not any(requests):
+            break
         loaded = loads.load(_merged(one for each in requests for one in each))
         stored = [
             one._replace(keys={**one.keys, **{request.name: loaded[request.name] for request in each}})

@@ -21,9 +21,9 @@ from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, seconds
+from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, a_dict, seconds
 from memkit.formats.parsing.bounded_json import parse
-from memkit.policy import ttl_text
+from memkit.policy import MAX_TTL_MS, ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration
 
@@ -157,8 +157,9 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
             yield from times_in(inner, depth=depth + 1, listed=True)
     if not isinstance(value, dict) or depth >= MOST_DEPTH:
         return
-    cookie = value.get("cookie")
-    if isinstance(cookie, dict) and isinstance(age_ms := cookie.get("originalMaxAge"), int):
+    cookie = a_dict(value.get("cookie"))
+    age_ms = cookie.get("originalMaxAge")
+    if isinstance(age_ms, int) and 0 < age_ms <= MAX_TTL_MS:
         # express-session sets the end of the cookie again before each write.
         yield from (StatedTime(one.at - age_ms, one.earliest - age_ms) for one in _time(cookie.get("expires")))
     names = {name: re.sub(r"[_-]", "", name).lower() for name in value}

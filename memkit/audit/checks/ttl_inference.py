@@ -59,8 +59,10 @@ FEWEST_EVEN = 20
 """Fewer values of a few batches may look evenly spread."""
 CONFIGURED_STEP_MS = 300_000
 """A TTL of a multiple of five minutes, to the idle clock's grain, is a coincidence with a chance of 1 %."""
-IMPROBABLE = 0.001
-"""Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005."""
+IMPROBABLE = 0.0011
+"""Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005. The chance
+of a thousandth, milliseconds taken for seconds, is 0.001; the idle clock's grain may add a tenth to that.
+"""
 SHOWN_CHANCE = 0.0001
 """A smaller chance would be printed as 0.00%."""
 RARE = 0.005
@@ -597,9 +599,8 @@ class LifetimeAnalysis:
         if not self.short or self.right or self.long:
             return None
         top = self.short[-1].given
-        # However many they are: if nothing has been written for long, all are as near to their end. The idle clock's
-        # grain puts a thousandth of the TTL, milliseconds taken for seconds, above that share.
-        chance = max(0, top - IDLE_GRAIN_MS) / self.ttl
+        # However many they are: if nothing has been written for long, all are as near to their end.
+        chance = top / self.ttl
         if chance > IMPROBABLE:
             return None
         when = "had more left at its last access" if self.history.idle_known else "has more left"
