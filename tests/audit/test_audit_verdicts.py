@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -606,6 +607,42 @@ def test_other_shape_of_names_may_be_on_purpose(ttl: str | None, traffic: Traffi
     found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
     assert (found.severity, found.confidence) == ("warning", "possible")
     assert "chat:web:*" in found.message
+
+
+VERSIONS = [
+    lambda age_s: "v1" if age_s > 14 * HOUR else "v2",
+    lambda age_s: "3f2a91c" if age_s > 14 * HOUR else "9bc02d1",
+    lambda age_s: "app:1.4.2" if age_s > 14 * HOUR else "app:1.5.0",
+    lambda age_s: f"{datetime.now(UTC) - timedelta(seconds=6 * DAY if age_s > 38 * HOUR else 38 * HOUR):%Y.%m.%d}",
+    lambda age_s: "r7" if age_s > 2 * DAY else "r8" if age_s > 14 * HOUR else "r9",
+]
+ROTATIONS = [
+    lambda age_s: f"{datetime.now(UTC) - timedelta(seconds=age_s):%Y-%m-%d}",
+    lambda age_s: f"{datetime.now(UTC) - timedelta(seconds=age_s - 5.5 * HOUR):%Y%m%d}",
+    lambda age_s: f"w{datetime.now(UTC) - timedelta(seconds=age_s):%V}",
+    lambda age_s: f"{(datetime.now(UTC).timestamp() - age_s) // DAY:.0f}",
+    lambda age_s: f"b{41 - age_s // (9 * HOUR):.0f}",
+    lambda age_s: f"t{age_s % 2:.0f}",
+]
+
+
+@pytest.mark.parametrize("word", VERSIONS)
+@pytest.mark.parametrize("ttl", ["7d", None])
+def test_a_version_in_names_since_a_release(word: Callable[[float], str], ttl: str | None, traffic: Traffic) -> None:
+    ages = [*traffic.times(14.2 * HOUR, 6.5 * DAY), *traffic.times(0, 13.8 * HOUR)]
+    names = [(age_s, f"chat:{word(age_s)}:{traffic.uid()}") for age_s in ages]
+    events = [one for age_s, name in names for one in traffic.write(name, age_s, ttl_s=WEEK if ttl else None)]
+    found = of(traffic.world(events, expect={"chat:*": ttl}).audited(), "wrong_prefix")
+    assert (found.severity, found.confidence, found.since_is) == ("warning", "possible", "lower bound")
+    assert f"(chat:{word(0)}:*)" in found.message
+
+
+@pytest.mark.parametrize("word", ROTATIONS)
+@pytest.mark.parametrize("ttl_s", [DAY, WEEK])
+def test_dates_and_counters_in_names_go_on(word: Callable[[float], str], ttl_s: float, traffic: Traffic) -> None:
+    traffic = replace(traffic, ttl_s=ttl_s, count=120)
+    events = [one for age_s in traffic.times() for one in traffic.write(f"chat:{word(age_s)}:{traffic.uid()}", age_s)]
+    assert traffic.world(events).audited().verdict.status == "healthy"
 
 
 def test_an_empty_part_of_names_is_on_purpose(traffic: Traffic) -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from os.path import commonprefix
 from urllib.parse import unquote_to_bytes
 
+from memkit.audit.checks.name_versions import by_version
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
@@ -109,6 +110,7 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
 
     It is on purpose in some releases, unless the name has the prefix twice or the word for a missing value.
     """
+    groups = [part for group in groups for part in by_version(expected, group, context.history.now_ms)]
     for kind in dict.fromkeys(group.kind for group in groups):
         times = [(group, [written_ms(expected, one) for one in group.keys]) for group in groups if group.kind == kind]
         times.sort(key=lambda one: min(one[1]))
