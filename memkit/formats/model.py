@@ -16,6 +16,11 @@ from memkit.readonly.values import KeyRequest, RedisValue, to_bytes, to_name
 
 SEPARATORS = ":/|{}.#"
 """The characters between a prefix and an id. ``-`` and ``_`` are not among them because ids contain them too."""
+PART_WORDS = (
+    r"(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|state|context|"
+    r"ids|index|order|vectors|data)"
+)
+"""The words that people write behind a session's id to name one of its keys."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 REPORTED_PER_CAUSE = 5
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)

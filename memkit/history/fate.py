@@ -81,7 +81,10 @@ def fate_of(
     if last is None:
         return _fate(("unknown",), f"{name} does not exist at the end, and no source shows why", known)
     if last.name != "renamed" or last.possible:
-        return _fate_of_deleted(name, last, known)
+        was_past = any(
+            event.deadline_ms is not None and event.deadline_ms == event.moment.earliest_ms for event in events[-1:]
+        )
+        return _fate_of_deleted(name, last, known, was_past=was_past)
     return _fate(("renamed",), f"{name} was {_how_renamed(last)}{_when(last.moment)}", known, "proven", last.moment)
 
 
@@ -132,7 +135,7 @@ def _fate_of_existing(
     return _fate(("exists",), text, known, "likely")
 
 
-def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fate:
+def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any], *, was_past: bool) -> Fate:
     deadline, moment = last.deadline_ms, last.moment
     possible = cast("tuple[Cause, ...]", last.possible or (last.name,))
     ttl = f" with a TTL of {duration(known['ttl_s'] * 1_000)}" if "ttl_s" in known else ""
@@ -143,6 +146,8 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any]) -> Fat
         if only or is_close:
             at = time_of(deadline)
             sentence = f"expired: {name}, written{ttl}, reached its deadline at {utc_text(at)}"
+            if was_past:
+                sentence = f"expired: {name} was given a deadline at {utc_text(at)} that was already past"
             exact: Literal["exact", "between"] = "exact" if moment.stated else "between"
             confidence: Confidence = "proven" if only and moment.stated and last.proven else "likely"
             return Fate("expired", sentence, confidence, at, exact, **known)

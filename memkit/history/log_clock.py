@@ -40,12 +40,13 @@ class LogClock:
         expected_ttl_ms: The TTL that a key is expected to get, None if that is not known.
 
     Attributes:
+        begins_ms: The same as given, or earlier: the server's clock may have been set back after the base was made.
         earliest_ms: The Unix time before which the next command was not written.
         has_timestamps: Whether the log states times.
     """
 
     def __init__(self, *, begins_ms: int | None, ends_ms: int, expected_ttl_ms: Callable[[bytes], int | None]) -> None:
-        self.earliest_ms = begins_ms
+        self.begins_ms = self.earliest_ms = begins_ms
         self._ends_ms = ends_ms
         self._expected_ttl_ms = expected_ttl_ms
         self._dated_ms: int | None = None
@@ -60,13 +61,16 @@ class LogClock:
             effects: What the command does.
         """
         if second is not None:
-            self.has_timestamps = True
-            self.earliest_ms = max(second * 1_000, self.earliest_ms or 0)
+            if not self.has_timestamps and self.begins_ms is not None:
+                self.begins_ms = min(self.begins_ms, second * 1_000)
+            self.has_timestamps, self.earliest_ms = True, second * 1_000
             return Moment(second * 1_000, second * 1_000 + 999), None  # it is rounded down
         effect = next((effect for effect in effects if effect.deadline_ms is not None), None)
         if effect is None or effect.deadline_ms is None:
             return Moment(self.earliest_ms, self._ends_ms, stated=False), None
         deadline_ms, ttl = effect.deadline_ms, self._expected_ttl_ms(effect.key)
+        if self.earliest_ms is not None and deadline_ms < self.earliest_ms:
+            self.begins_ms = self.earliest_ms = None  # the server's clock was set back after the base was made
         if ttl is not None:
             at = deadline_ms - ttl
             earliest_ms = at if self.earliest_ms is None else self.earliest_ms

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
 from memkit.errors import SourceError
+from memkit.formats.model import PART_WORDS
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
 from memkit.history.commands import execute
@@ -187,6 +188,13 @@ def _named_in_keys(session: str) -> re.Pattern[bytes]:
     return re.compile(b"(?<![^%b])%b(?![^%b])" % (WORD_ENDS, text, WORD_ENDS))
 
 
+@cache
+def _own_keys(session: str) -> re.Pattern[bytes]:
+    """Return what matches the session's keys if it has any: ``7_messages`` is one of ``7``, and ``7-old`` is not."""
+    part = to_bytes(rf"(?![\-_]+(?!{PART_WORDS}(?![A-Za-z0-9])))")
+    return re.compile(_named_in_keys(session).pattern + part, re.IGNORECASE)
+
+
 class _Timeline:
     """Collects events: all of them for one session, their counts for a whole keyspace."""
 
@@ -262,9 +270,12 @@ class _Timeline:
                     self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, possible=possible))
         changes = tuple(self.changes.found())
         if session is not None:
-            existing = {key: state for key, state in existing.items() if self._query.wants(key[1])}
-            fate = _fate_of_session(session, self._events, existing, ends_ms)
-            return History(session, fate, tuple(self._events), {}, changes, (), spans, source, notes)
+            named = {event.key for event in self._events} | {key for _, key in existing if self._query.wants(key)}
+            own = set(filter(_own_keys(session).search, named)) or named
+            existing = {key: state for key, state in existing.items() if key[1] in own}
+            events = tuple(event for event in self._events if event.key in own)
+            fate = _fate_of_session(session, events, existing, ends_ms)
+            return History(session, fate, events, {}, changes, (), spans, source, notes)
         for (db, key), state in existing.items():
             is_known, has_lost_ttl = state.is_sure and state.least, hash((db, key)) in self._lost_ttl
             if has_lost_ttl and not is_known:
@@ -329,7 +340,7 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
     latest_ms = last_modified_ms
     if clock.has_timestamps and clock.earliest_ms is not None:
         latest_ms = clock.earliest_ms + SAME_SECOND_MS - 1
-    span = Span("aof", source.name, time_of(begins_ms), time_of(latest_ms))
+    span = Span("aof", source.name, time_of(clock.begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
     return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
 

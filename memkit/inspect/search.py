@@ -12,7 +12,17 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.connect import escape_glob
 from memkit.errors import AmbiguousSession, PolicyError, SessionNotFound
 from memkit.formats import unknown
-from memkit.formats.model import SEPARATORS, ConfiguredTtl, KeyOwner, Note, Problem, SessionKey, SessionValues, Turn
+from memkit.formats.model import (
+    PART_WORDS,
+    SEPARATORS,
+    ConfiguredTtl,
+    KeyOwner,
+    Note,
+    Problem,
+    SessionKey,
+    SessionValues,
+    Turn,
+)
 from memkit.formats.parsing.encodings import encoding_of, hex_view
 from memkit.history.snapshots import open_source
 from memkit.inspect.key_checks import SessionFacts, key_problems
@@ -35,11 +45,7 @@ MAX_HASHES = 20
 _ROUNDS = 5
 _LEADS = 20
 _BETWEEN = r"[:/|{}.#_-]"
-_WORD = (
-    r"(?:messages?|msgs?|history|chat_history|chats?|stream|log|events|turns|meta|metadata|info|summary|state|context|"
-    r"ids|index|order|vectors|data)"
-)
-_SUFFIX = re.compile(rf"{_BETWEEN}+{_WORD}(?:{_BETWEEN}+\d+)?$", re.IGNORECASE)
+_SUFFIX = re.compile(rf"{_BETWEEN}+{PART_WORDS}(?:{_BETWEEN}+\d+)?$", re.IGNORECASE)
 """What people write behind a session's id to name one of its keys; a number alone may be the id."""
 T = TypeVar("T")
 
@@ -265,7 +271,7 @@ class _Search:
         if not re.search(_BETWEEN, base) or self._reader.database_keys() > SCAN_FREELY_KEYS:
             return []
         # Ids contain "-" and "_": behind these only a word names another key of the same session.
-        mine = re.compile(rf"^{re.escape(base)}(?:[:/|{{}}.#]|[_-]+{_WORD}|$)", re.IGNORECASE)
+        mine = re.compile(rf"^{re.escape(base)}(?:[:/|{{}}.#]|[_-]+{PART_WORDS}|$)", re.IGNORECASE)
         names = self._reader.scan(f"{escape_glob(base)}*", mine, _MAX_SIBLINGS)
         self._load(KeyRequest(each, "") for each in names)
         return [each for each in names if each != name and each in self._there and self._owner(each, None) is None]

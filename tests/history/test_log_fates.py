@@ -329,3 +329,49 @@ def test_base_with_keys_past_their_deadline(tmp_path: Path) -> None:
     manifest = "file base.rdb seq 1 type b\nfile incr.aof seq 1 type i\n"
     (tmp_path / "appendonly.aof.manifest").write_text(manifest)
     assert causes(tmp_path) == ("expired",)
+
+
+@pytest.mark.parametrize("server", ["redis", "valkey"])
+def test_deadline_of_a_client_whose_clock_is_behind(server: str, tmp_path: Path) -> None:
+    """Redis 7.0 and 8.2 log SET with a deadline that is already past, and a DEL; the key existed for no reader."""
+    text = "0 SET chat:1 v PXAT +86400\n10 SET chat:1 w PXAT -590\n20 SET chat:2 v"
+    text = re.sub("PXAT -590", f"PXAT {(BEGAN_S - 590) * 1000}", text)
+    path = valkey_log(tmp_path / "aof", text) if server == "valkey" else log_of(tmp_path / "appendonly.aof", text)
+    fate = fate_of(path)
+    assert (fate.cause, fate.at_is, fate.ttl_s) == ("expired", "exact", None)
+    assert fate.at is not None
+    assert fate.at.timestamp() == BEGAN_S + 10
+    assert "that was already past" in fate.sentence
+    assert history(path, session="1").changes == ()
+
+
+def test_ttl_below_a_second_is_not_stated(tmp_path: Path) -> None:
+    fate = fate_of(log_of(tmp_path / "appendonly.aof", "0 SET chat:1 v PXAT +0.4\n5 DEL chat:1"))
+    assert (fate.cause, fate.ttl_s) == ("expired", None)
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+def test_clock_that_was_set_back_after_the_base(timestamps: bool, tmp_path: Path) -> None:
+    directory = valkey_log(tmp_path / "aof", "0 SET chat:1 v PXAT +50")
+    text = "-7200 SET chat:1 v PXAT +-3600\n-7100 SET chat:2 v"
+    text = text.replace("+-3600", str((BEGAN_S - 3600) * 1000))
+    log_of(directory / "incr.aof", text, timestamps=timestamps)
+    found = history(directory, session="1")
+    assert found.fate is not None
+    assert found.fate.cause in ("exists", "unknown")
+    assert found.fate.at_is != "exact"
+    assert all(span.begins is None or span.begins <= span.ends for span in found.sources)
+
+
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [("chat:7-old", "exists"), ("chat:7_smith", "exists"), ("chat:7:meta", "deleted"), ("chat:7_messages", "deleted")],
+)
+def test_key_of_another_session_is_left_out(ended: str, expected: str, tmp_path: Path) -> None:
+    path = log_of(tmp_path / "appendonly.aof", f"0 SET chat:7 v\n1 SET {ended} v\n2 DEL {ended} lock")
+    assert fate_of(path, "7").cause == fate_of(path, "chat:7").cause == expected
+
+
+def test_session_is_found_by_a_part_of_its_id(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "appendonly.aof", "0 SET chat:7-2026 v\n2 DEL chat:7-2026 lock")
+    assert fate_of(path, "7").cause == "deleted"

@@ -420,3 +420,15 @@ def test_cannot_simulate_is_true(clock: ServerClock, client: redis.Redis) -> Non
     assert f"by {clock.method}, 1h from real time" in text
     assert all(without in text for without in clock.cannot_simulate)
     assert ("OBJECT IDLETIME, LRU" in text) == (not moved)
+
+
+def test_time_passes_while_the_server_is_down() -> None:
+    with RedisServer(persist=True) as server:
+        clock = server.clock
+        clock.require_preload()
+        server.client().set("chat:7", "x", ex=3600)
+        server.client().set("chat:8", "x", ex=3 * 3600)
+        server.kill()
+        clock.shift("2h")
+        server.start()
+        assert server.client().mget("chat:7", "chat:8") == [None, b"x"]
