@@ -15,7 +15,6 @@ from dataclasses import replace
 from os.path import commonprefix
 from urllib.parse import unquote_to_bytes
 
-from memkit.audit.checks.name_versions import by_version
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
@@ -33,7 +32,7 @@ from memkit.audit.checks.ttl_inference import (
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import WITH_JITTER, Confidence, Finding, PrefixSummary, Since
-from memkit.audit.key_shapes import Group, alike, by_prefix, groups_of
+from memkit.audit.key_shapes import MOST_WORDS, Group, alike, by_prefix, groups_of
 from memkit.audit.sampling import KeyFacts
 from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
@@ -48,6 +47,7 @@ LEAST_ALIKE = 0.4
 PAST = "a deadline in the past, by another clock, time zone or unit, deletes a key at once"
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
+VERSION = re.compile(r"(?:v|ver|version|r|rel|release)[._-]?\d+(?:[._-]\d+)*", re.IGNORECASE)
 ODD_NAMES = (
     ("bytes formatted as text (b'…')", re.compile(rb"(?:^|(?<=[:/|]))b(['\"])(.+)\1(?=$|[:/|])"), rb"\2", True),
     ("quotes", re.compile(rb"(?:^|(?<=[:/|]))(?:\w*\()?(['\"])([^'\"]+)\1(?:,?\))?(?=$|[:/|])"), rb"\2", True),
@@ -110,7 +110,7 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
 
     It is on purpose in some releases, unless the name has the prefix twice or the word for a missing value.
     """
-    groups = [part for group in groups for part in by_version(expected, group, context.history.now_ms)]
+    groups = [part for group in groups for part in _by_version(group)]
     for kind in dict.fromkeys(group.kind for group in groups):
         times = [(group, [written_ms(expected, one) for one in group.keys]) for group in groups if group.kind == kind]
         times.sort(key=lambda one: min(one[1]))
@@ -138,6 +138,20 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         if finding:
             return replace(finding, confidence="possible") if on_purpose else finding
     return None
+
+
+def _by_version(group: Group) -> list[Group]:
+    """Return the group in parts if the names have versions in one place; other words may be dates, tenants or ids."""
+    sessions = [member.session.split(":") for member in group.members]
+    for place, words in enumerate(zip(*sessions, strict=False)):
+        if 1 < len(set(words)) <= MOST_WORDS and all(map(VERSION.fullmatch, set(words))):
+            shape = group.part.split("*")
+            parts: dict[str, Group] = {}
+            for word, member in zip(words, group.members, strict=True):
+                part = "*".join([*shape[:place], f"{shape[place]}{word}{shape[place + 1]}", *shape[place + 2 :]])
+                parts.setdefault(word, Group(part, group.kind)).members.append(member)
+            return list(parts.values())
+    return [group]
 
 
 def _odd_finding(
