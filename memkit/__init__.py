@@ -46,49 +46,51 @@ Imports go down this map only::
                         (demo extension html_report lab triage ttl_semantics)
       pytest_plugin.py  The pytest plugin: fixtures on a private Redis, or on a real one with
                         --real-redis
+      commands.py       What each command does, what it takes from the environment, and its errors
+                        in one line
       cli.py            The command line
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from memkit.connect import connect
-from memkit.errors import (
-    AmbiguousSession,
-    ClockUnavailable,
-    Conflict,
-    DecodeError,
-    EncodeError,
-    LeftSandboxError,
-    MemkitError,
-    NoTtlWarning,
-    PolicyError,
-    PolicyShortenedWarning,
-    ProductionGuardError,
-    SandboxError,
-    ServerError,
-    ServerNotFound,
-    SessionNotFound,
-    SourceError,
-)
-from memkit.policy import ExpiryPolicy
-from memkit.server.clock import ServerClock
-from memkit.server.launcher import RedisServer
-from memkit.server.sandbox import Sandbox
-from memkit.store.encoding import Session
-from memkit.store.store import AsyncMemoryStore, MemoryStore
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from memkit.config import Expectation
+    from memkit.connect import connect
+    from memkit.errors import (
+        AmbiguousSession,
+        ClockUnavailable,
+        Conflict,
+        DecodeError,
+        EncodeError,
+        LeftSandboxError,
+        MemkitError,
+        NoTtlWarning,
+        PolicyError,
+        PolicyShortenedWarning,
+        ProductionGuardError,
+        SandboxError,
+        ServerError,
+        ServerNotFound,
+        SessionNotFound,
+        SourceError,
+    )
     from memkit.inspect import inspect_session
     from memkit.observe import observe_expiry
+    from memkit.policy import ExpiryPolicy
+    from memkit.server.clock import ServerClock
+    from memkit.server.launcher import RedisServer
+    from memkit.server.sandbox import Sandbox
+    from memkit.store.encoding import Session
+    from memkit.store.store import AsyncMemoryStore, MemoryStore
 
-__version__ = version("redis-memkit")
+__version__ = "0.1.0"
 __all__ = [
     "AmbiguousSession",
     "AsyncMemoryStore",
@@ -118,14 +120,38 @@ __all__ = [
     "inspect_session",
     "observe_expiry",
 ]
-# Loaded at first use: they take longer to import than the store (inspect_session 40 ms).
-_LAZY = {"Expectation": "memkit.config", "inspect_session": "memkit.inspect", "observe_expiry": "memkit.observe"}
+_MODULES = {
+    "AsyncMemoryStore": "memkit.store.store",
+    "Expectation": "memkit.config",
+    "ExpiryPolicy": "memkit.policy",
+    "MemoryStore": "memkit.store.store",
+    "RedisServer": "memkit.server.launcher",
+    "Sandbox": "memkit.server.sandbox",
+    "ServerClock": "memkit.server.clock",
+    "Session": "memkit.store.encoding",
+    "connect": "memkit.connect",
+    "inspect_session": "memkit.inspect",
+    "observe_expiry": "memkit.observe",
+}
+"""Where the public names are; the others are errors. Each is loaded at first use: redis-py takes longer to import
+than all that ``memkit -h`` needs.
+"""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in __all__:
         raise AttributeError(f"module 'memkit' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_MODULES.get(name, "memkit.errors")), name)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, but leave ``memkit.connect`` the function when Python imports the module of that name."""
+        if name != "connect" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

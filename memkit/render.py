@@ -5,6 +5,7 @@ Names and values come from databases that may hold any bytes: all that is shown 
 
 import html
 import re
+import shutil
 import sys
 import textwrap
 import unicodedata
@@ -14,8 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 
-COLUMNS = 80
-
+FEWEST_COLUMNS, MOST_COLUMNS = 40, 80
 SHOWN_CHARS = 2_000
 # Controls, format characters (bidi overrides, invisible tags), surrogates, private use and unassigned. Joiners stay: an
 # emoji family is held together by them.
@@ -160,8 +160,16 @@ class Table:
     _repr_html_ = to_html
 
 
-def wrapped(text: str, *, indent: str = "", columns: int = COLUMNS) -> str:
+def report_columns() -> int:
+    """Return the width of reports: that of the terminal within 40 and 80 columns; 80 if stdout is no terminal."""
+    if not (sys.stdout and sys.stdout.isatty()):
+        return MOST_COLUMNS
+    return max(FEWEST_COLUMNS, min(MOST_COLUMNS, shutil.get_terminal_size().columns))
+
+
+def wrapped(text: str, *, indent: str = "", columns: int | None = None) -> str:
     """Return a paragraph broken at words; a longer word, such as a command, stays whole."""
+    columns = columns or report_columns()
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

@@ -14,6 +14,7 @@ import pytest
 import redis
 from servers import every_server, start
 
+from memkit.audit.report import INDENT
 from memkit.cli import main
 from memkit.server import RedisServer
 
@@ -28,11 +29,11 @@ def server() -> Iterator[RedisServer]:
         yield server
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
+def on_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> tuple[int, str]:
     """Return the exit code and what a terminal was sent."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    termios.tcsetwinsize(theirs, (24, columns))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     with subprocess.Popen(
         [sys.executable, "-m", "memkit", *arguments], stdout=theirs, stderr=theirs, env={**plain, **environment}
     ) as process:
@@ -66,6 +67,21 @@ def test_no_color_is_respected(server: RedisServer) -> None:
     assert "\033[" not in printed
 
 
+@pytest.mark.parametrize(("columns", "widest"), [(20, 40), (40, 40), (60, 60), (200, 80)])
+def test_report_has_width_of_terminal(server: RedisServer, columns: int, widest: int) -> None:
+    expect = ("--expect", "chat:*=7d", "--duty", "1")
+    _, printed = on_a_terminal("audit", server.url, *expect, columns=columns, NO_COLOR="1")
+    lines = printed[printed.index("critical") :].splitlines()
+    assert [line for line in lines if len(line) > widest and len(line.split()[-1]) <= widest - INDENT] == []
+    assert max(map(len, lines)) > widest - 8
+
+
+def test_report_without_terminal_has_80_columns(server: RedisServer) -> None:
+    command = [sys.executable, "-m", "memkit", "audit", server.url, "--expect", "chat:*=7d"]
+    report = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}).stdout
+    assert 70 < max(map(len, report.splitlines())) <= 80
+
+
 def test_an_error_on_a_terminal_is_one_line() -> None:
     code, printed = on_a_terminal("conformance", "no_such_module:Store")
     assert code == 2
@@ -79,6 +95,21 @@ def test_ctrl_c_exits_with_130(server: RedisServer, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("memkit.inspect.inspect_session", interrupted)
     assert main(["inspect", server.url, "chat:1"]) == 130
+
+
+def test_ctrl_c_during_imports_is_no_traceback() -> None:
+    script = """
+import os, signal, sys
+class AtTheImportOfRedis:
+    def find_spec(self, name, *_):
+        if name == "redis":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, AtTheImportOfRedis())
+from memkit.cli import main
+sys.exit(main(["audit", "redis://127.0.0.1:1"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_server_that_crashes_is_an_error() -> None:

@@ -86,7 +86,7 @@ def test_ci_runs_the_readmes_test_command():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_exists(command):
     arguments = [word for word in shlex.split(command)[1:] if word != "…"]
-    assert _parser().parse_args(arguments).run
+    assert _parser().parse_args(arguments).command
 
 
 def test_every_command_is_documented():

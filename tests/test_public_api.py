@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import import_module
 
 import pytest
 import redis
@@ -29,11 +30,43 @@ def test_dir_shows_the_public_names_only():
     assert dir(memkit) == sorted([*promised, *EXCEPTIONS])
 
 
-def test_lazy_names_are_loaded_at_first_use():
-    script = "import sys, memkit; before = 'memkit.inspect' in sys.modules; memkit.inspect_session; print(before)"
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
-    )
+def run_python(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_public_name_loads_redis_before_its_use():
+    loaded = "print('redis' in sys.modules, 'memkit.inspect' in sys.modules)"
+    script = f"import sys, memkit, memkit.cli; dir(memkit); {loaded}; memkit.inspect_session; {loaded}"
+    assert run_python(script) == "False False\nTrue True\n"
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--version"], ["audit", "-h"], ["audit", "--nonsense"]])
+def test_help_and_version_do_not_load_redis(arguments):
+    script = f"""
+import sys
+from memkit.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    print({{"redis", "importlib.metadata", "dataclasses"}} & set(sys.modules))
+"""
+    assert run_python(script).splitlines()[-1] == "set()"
+
+
+def test_connect_stays_the_function():
+    for first in ("memkit.connect", "memkit.store", "memkit.readonly"):
+        script = f"import {first}, memkit, memkit.connect as again; print(memkit.connect.__name__, again.__name__)"
+        assert run_python(script) == "connect connect\n"
+
+
+def test_from_memkit_import_star_has_every_name():
+    assert run_python("from memkit import *; import memkit; print(set(memkit.__all__) <= set(dir()))") == "True\n"
+
+
+def test_public_classes_are_where_pickle_looks():
+    for name in set(memkit.__all__) - {"connect", "inspect_session", "observe_expiry"}:
+        kind = getattr(memkit, name)
+        assert getattr(import_module(kind.__module__), kind.__qualname__) is kind
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from memkit.conformance.case import CaseResult, Outcome
 from memkit.conformance.root_causes import RootCause, root_causes
-from memkit.render import COLUMNS, Table, colored, printable, wrapped
+from memkit.render import Table, colored, printable, report_columns, wrapped
 
 INDENT = "    "
 
@@ -124,4 +124,4 @@ def failure_text(case: CaseResult) -> str:
 
 
 def _rule(title: str, char: str = "=") -> str:
-    return f" {title} ".center(COLUMNS, char)
+    return f" {title} ".center(report_columns(), char)

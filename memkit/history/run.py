@@ -82,7 +82,7 @@ class History:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_text(self) -> str:
-        """Return the history for a terminal of 80 columns."""
+        """Return the history for a terminal."""
         lines: list[str] = []
         if self.fate is not None:
             lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
