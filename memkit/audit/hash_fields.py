@@ -17,6 +17,8 @@ def with_field_deadlines(
 ) -> tuple[list[KeyFacts], dict[bytes, tuple[int, int]], list[KeyFacts]]:
     """Return the keys, hashes that end with their last field with that deadline, and what ends otherwise.
 
+    A hash without a field that can be read has expired.
+
     Args:
         keys: The keys; of those that are hashes, the first 1,000 are looked at. If some have fields with TTLs, the
             others that have no TTL themselves are left out: they may end with their fields.
@@ -29,10 +31,14 @@ def with_field_deadlines(
     deadlines: dict[bytes, int] = {}
     without: dict[bytes, tuple[int, int]] = {}
     first: list[KeyFacts] = []
+    expired: set[bytes] = set()
     hashes = [one for one in keys if one.kind == "hash"]
     for one in hashes[:HASHES]:
         key, end = one.key, one.deadline_ms
         times = field_deadlines(route(key), key)
+        if times is None:
+            expired.add(key)
+            continue
         if lacking := sum(at <= 0 for at in times):
             without[key] = (lacking, len(times))
         elif times:
@@ -41,6 +47,6 @@ def with_field_deadlines(
         if earliest is not None and (end is None or earliest < end):
             first.append(one._replace(deadline_ms=earliest))
     others = hashes[HASHES:] if deadlines or without else []
-    unknown = {one.key for one in others if one.deadline_ms is None}
+    unknown = expired.union(one.key for one in others if one.deadline_ms is None)
     known = [one._replace(deadline_ms=deadlines.get(one.key, one.deadline_ms)) for one in keys]
     return [one for one in known if one.key not in unknown], without, first

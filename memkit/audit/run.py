@@ -342,11 +342,11 @@ class _Audit:
             text += f"have TTLs, but reading these resets idle times ({why_idle_times_reset}); --touch allows it"
             self._notes += [text] if self._unjudged else []
             return {}, []
-        read = min(sum(one.kind == "hash" for one in sample.keys), HASHES)
+        hashes = [one.key for one in sample.keys if one.kind == "hash"]
+        read = min(len(hashes), HASHES)
         self._touched += read if why_idle_times_reset else 0
-        whole = sample.keys
-        sample.keys, fields, first = with_field_deadlines(whole, self._source.route)
-        if left_out := len(whole) - len(sample.keys):
+        sample.keys, fields, first = with_field_deadlines(sample.keys, self._source.route)
+        if left_out := len({*hashes[HASHES:]}.difference(one.key for one in sample.keys)):
             text = f"not checked: {counted(left_out, 'hash', 'hashes')} without a TTL; their fields may have TTLs, as "
             self._notes.append(f"{text}others do (the fields of {counted(read, 'hash', 'hashes')} were read)")
         many = counted(len(first), "hash", "hashes")

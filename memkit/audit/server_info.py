@@ -215,6 +215,14 @@ class ServerFacts:
         return self.called("config|resetstat", "config") > 0
 
     @property
+    def expired_fields(self) -> int:
+        """How many fields of hashes expired since the start (Redis 7.4, Valkey 9).
+
+        A hash that ends with its last field is not counted in ``expired_keys``.
+        """
+        return (self.number("expired_subkeys") or 0) + (self.number("expired_fields") or 0)
+
+    @property
     def reads(self) -> int | None:
         """How many commands accessed values since the start, other than the known writes and those that set TTLs.
 

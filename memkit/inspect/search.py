@@ -408,7 +408,7 @@ def _with_field_ttls(
     """Return the keys, hashes that end with their last field with that TTL; and how many fields of a hash lack one."""
     found, without = dict(loaded), {}
     hashes = [name for name, each in loaded.items() if each.metadata.kind == "hash"][:MAX_HASHES]
-    deadlines = {name: field_deadlines(reader.target.route(to_bytes(name)), to_bytes(name)) for name in hashes}
+    deadlines = {name: field_deadlines(reader.target.route(to_bytes(name)), to_bytes(name)) or () for name in hashes}
     now_ms = reader.now_ms() if any(deadlines.values()) else 0.0
     for name, times in deadlines.items():
         metadata = loaded[name].metadata

@@ -323,12 +323,14 @@ def _pairs(parts: Sequence[bytes]) -> dict[str, bytes]:
     return dict(zip(map(to_name, parts[::2]), parts[1::2], strict=False))
 
 
-def field_deadlines(connection: ReadOnlyConnection, key: bytes) -> Sequence[int]:
+def field_deadlines(connection: ReadOnlyConnection, key: bytes) -> Sequence[int] | None:
     """Return the deadlines of a hash's fields in ms since 1970, 0 or less for a field without one.
 
-    Empty if no field has one, or if the server does not report it (before Redis 7.4 and Valkey 9).
+    Empty if no field has one, or if the server does not report it (before Redis 7.4 and Valkey 9). None if no field is
+    left: Valkey keeps a hash for a while after its last field has expired.
     """
     page = connection.ask("HSCAN", key, 0, "COUNT", _HASH_FIELDS, "NOVALUES")
-    names = [] if refused(page) else page[1][:_HASH_FIELDS]
-    times: Reply = connection.ask("HPEXPIRETIME", key, "FIELDS", len(names), *names) if names else []
-    return [] if refused(times) or not times or max(times) <= 0 else times
+    if refused(page) or not (names := page[1][:_HASH_FIELDS]):
+        return [] if refused(page) else None
+    times: Reply = connection.ask("HPEXPIRETIME", key, "FIELDS", len(names), *names)
+    return [] if refused(times) or max(times) <= 0 else times

@@ -163,12 +163,13 @@ def test_writes_that_leave_the_ttl_by_the_counters(least: float, status: str, tr
     report = traffic.world([*events, *traffic.write("chat:new", MINUTE)], steps=500).audited()
     assert report.verdict.status == status
     assert causes(report) == ({"not_refreshed"} if status == "findings" else set())
-    assert not any("were read" in one for one in report.notes)
+    assert not any("was a read" in one for one in report.notes)
 
 
 @pytest.mark.parametrize("fault", [True, False])
 def test_more_hashes_than_are_looked_at(fault: bool, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memkit.audit.hash_fields.HASHES", 20)
+    for module in ("hash_fields", "run"):
+        monkeypatch.setattr(f"memkit.audit.{module}.HASHES", 20)
     events: list[Event] = []
     for age_s in traffic.times():
         events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="hash", ttl_s=None)
@@ -185,6 +186,55 @@ def test_field_that_ends_before_its_hash(traffic: Traffic) -> None:
         events.append((age_s, ("HEXPIRE", key, 3_600, "FIELDS", 1, "messages")))
     (found,) = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited().findings
     assert (found.cause, found.confidence, found.observed_ttl_s) == ("ttl_too_short", "possible", HOUR)
+
+
+@pytest.mark.parametrize("lane", ["redis-8.2", "valkey-9"])
+@pytest.mark.parametrize("left_s", [HOUR, 0.0])
+def test_hashes_that_ended_with_their_last_field(left_s: float, lane: str, traffic: Traffic) -> None:
+    # Valkey removes such a hash some time after it can no longer be read.
+    events: list[Event] = []
+    for age_s in [*traffic.times(1, 5 * MINUTE), *traffic.times(1, 2 * DAY)]:
+        deadline = 1000 * (datetime.now(UTC).timestamp() + left_s)
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="hash", ttl_s=None)
+        events.append((age_s, ("HPEXPIREAT", key, round(deadline), "FIELDS", 2, "messages", "n")))
+    world = traffic.world(events, expect={"chat:*": "2d"}, lane=lane, after=lambda server: server.clock.shift("5s"))
+    report = world.audited()
+    assert causes(report) == (set() if left_s else {"no_data"})
+    ended = ("240 hash fields expired on this server", "the server has 120 keys: in other databases, or past their")
+    assert left_s or any(one in report.verdict.sentence for one in ended)
+
+
+@pytest.mark.parametrize("ttl_s", [0, -1])
+def test_ttl_of_zero_deletes_at_once(ttl_s: int, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, kind="hash", ttl_s=None)
+        events.append((age_s, ("EXPIRE", key, ttl_s)))
+    (found,) = traffic.world(events, lane="redis-8.2").audited().findings
+    assert found.cause == "no_data"
+    assert "EXPIRE or PEXPIRE was called 60 times: " in found.evidence[-1]
+
+
+def test_longer_ttls_are_no_persistent_renewal(traffic: Traffic) -> None:
+    events = [*traffic.sessions(), *traffic.sessions()]
+    assert causes(traffic.world(events, expect={"chat:*": 7}).audited()) == {"unit_mistake"}
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_access_by_restore_is_no_read(restored: bool, traffic: Traffic) -> None:
+    events = traffic.write("chat:1", 0.99 * traffic.ttl_s) + traffic.write("chat:2", HOUR, ttl_s=traffic.ttl_s)
+
+    def copy(server: RedisServer) -> None:
+        with server.client() as client:
+            value = client.dump("chat:1") or b""
+            if restored:
+                client.restore("chat:1", client.pttl("chat:1"), value, replace=True)
+            else:
+                client.lrange("chat:1", 0, -1)
+
+    report = traffic.world(events, after=copy).audited()
+    assert report.verdict.status == "healthy"
+    assert any("the last access of 1 key matching chat:* was a read" in one for one in report.notes) != restored
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

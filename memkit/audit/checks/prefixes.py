@@ -44,7 +44,7 @@ RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
-PAST = "a deadline in the past, by another clock, time zone or unit, deletes a key at once"
+PAST = "a deadline in the past, by another clock, time zone or unit, or a TTL of 0 or less deletes a key at once"
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
 VERSION = re.compile(r"(?:v|ver|version|r|rel|release)[._-]?\d+(?:[._-]\d+)*", re.IGNORECASE)
@@ -224,10 +224,14 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     if not others:
         others = f"{counted(len(context.keys), 'key')} without a prefix" if context.keys else ""
     server = context.server
-    expired, started = server.number("expired_keys") or 0, server.started_ms
-    ended, clients = "", server.called(*ABSOLUTE_DEADLINES)
-    if started and (expired or (server.writes and not server.keys)):
-        ended = f"{counted(expired, 'key')} expired" if expired else f"{counted(server.writes, 'command')} wrote values"
+    expired, fields, started = server.number("expired_keys") or 0, server.expired_fields, server.started_ms
+    ended, clients, past = "", server.called(*ABSOLUTE_DEADLINES), "EXPIREAT or PEXPIREAT"
+    if not clients and not expired and not fields:
+        clients, past = server.called("expire", "pexpire"), "EXPIRE or PEXPIRE"
+    if started and (expired or fields or (server.writes and not server.keys)):
+        ended = f"{counted(server.writes, 'command')} wrote values"
+        ended = f"{counted(fields, 'hash field')} expired" if fields else ended
+        ended = f"{counted(expired, 'key')} expired" if expired else ended
         ended = f"; {ended} on this server since it started {context.when(started)}"
     empty = f"no key here can be read, and the server has {counted(server.keys, 'key')}: in other databases, or past "
     empty = f"{empty}their deadline by its clock" if server.keys else "the database is empty"
@@ -240,7 +244,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         evidence=(
             f"{counted(len(context.keys), 'key')} checked",
             f"expired_keys is {expired:,}",
-            *([f"EXPIREAT or PEXPIREAT was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
+            *([f"{past} was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
         ),
         next="check the pattern, the database number and the server in the URL"
         if not ended
@@ -310,7 +314,7 @@ def _wrong_prefix(
         "wrong_prefix",
         expected,
         keys=len(keys),
-        message=f"sessions are written to {name} instead of {expected.prefix}*"
+        message=f"sessions are written to {name} instead of {expected.pattern}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence=confidence,
         observed_ms=ttl,

@@ -354,7 +354,9 @@ def replica_stale(server: ServerFacts, context: AuditContext) -> Finding | None:
         message=f"this replica has had no connection to its primary{shown}: later writes and expiries are missing",
         confidence="proven",
         since=since,
-        evidence=(f"master_link_status {server.info['master_link_status']}, down for {down_s} s",),
+        evidence=(
+            f"master_link_status {server.info['master_link_status']}" + (f", down for {down_s} s" if since else ""),
+        ),
         next=f"check the primary {server.info.get('master_host', '?')}:{server.info.get('master_port', '?')} and the "
         "network; read from another server until the link is up",
     )

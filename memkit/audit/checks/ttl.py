@@ -40,7 +40,7 @@ from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, STRING_WRITES
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, RESTORES, STRING_WRITES
 from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.formats.model import ZONE_MS
 from memkit.policy import ExpiryPolicy, ttl_text
@@ -132,9 +132,10 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     diagnosis.reached = sum(len(one.reached) for one in analyses)
     diagnosis.notes += [layout_note] if layout_note else []
     too_long = any(one.kind == "long" for _, one in anomalies)
-    healthy = not diagnosis.findings and not diagnosis.unexplained and context.history.idle_known
-    # A replica's idle times begin with the copy from its primary.
-    are_reads = healthy and not context.server.may_have_synced
+    healthy = bool(diagnosis.reached) and not diagnosis.findings and not diagnosis.unexplained
+    # The idle times of a replica begin with the copy from its primary, those of RESTORE with that command.
+    are_copies = context.server.may_have_synced or context.server.called(*RESTORES)
+    are_reads = healthy and context.history.idle_known and not are_copies
     diagnosis.notes += _notes(expected, analyses[-1], too_long=too_long, are_reads=are_reads)
     return diagnosis
 
@@ -189,8 +190,8 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
     reads = analysis.history.reads
     read_enough = reads is None or reads >= len(soon)
     if soon and read_enough and expected.policy.kind == "sliding" and not expected.policy.refresh_on_read:
-        read = f"{counted(len(soon), 'key')} matching {expected.pattern} were read after their last write"
-        notes.append(f"reads do not renew the TTL: {read}, and will expire within {duration(max(soon))}")
+        read = f"the last access of {counted(len(soon), 'key')} matching {expected.pattern} was a read"
+        notes.append(f"reads do not renew the TTL: {read}, and at most {duration(max(soon))} is left")
     return notes
 
 
@@ -469,6 +470,8 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     started = None if server.may_be_reset else server.started_ms
     fresh = [one for one in analysis.all if one.left >= (1 - RENEWED_TOGETHER) * analysis.ttl]
     if started is None or now - started < 2 * analysis.ttl or server.number("expired_keys") != 0:
+        return None
+    if analysis.long or server.expired_fields:
         return None
     if len(analysis.all) < FEWEST_RENEWED or len(fresh) < len(analysis.all) or expected.other_ttls_ms:
         return None
