@@ -30,9 +30,6 @@ def plot_ttl_now(report: AuditReport, ax: Axes | None = None) -> Axes:
     Args:
         report: What ``audit`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
     keys, which, expected, short = _drawn(report)
@@ -60,9 +57,6 @@ def plot_deadlines(report: AuditReport, ax: Axes | None = None) -> Axes:
     Args:
         report: What ``audit`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
     now_s = report.at.timestamp()
@@ -90,9 +84,6 @@ def plot_future(report: AuditReport, ax: Axes | None = None) -> Axes:
     Args:
         report: What ``audit`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 4.0))
     keys, _, expected, short = _drawn(report)
@@ -122,9 +113,6 @@ def plot_ends(report: AuditReport, ax: Axes | None = None) -> Axes:
     Args:
         report: What ``audit`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (8.0, 2.4))
     reported = [report.counters.get(name) for name in ("expired_keys", "evicted_keys")]

@@ -102,9 +102,6 @@ def plot_expiry(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Args:
         log: What ``observe_expiry`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.2, 6.4))
     points = _points(log)
@@ -293,9 +290,6 @@ def plot_survival(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Args:
         log: What ``observe_expiry`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.6, 4.4))
     points = _points(log)
@@ -348,9 +342,6 @@ def plot_lateness(log: ExpiryLog, ax: Axes | None = None) -> Axes:
     Args:
         log: What ``observe_expiry(leave_to_sweep=True)`` returned; without it the checks make the keys expire.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     ax = style.own_axes(ax, (7.6, 4.2))
     late = np.sort(np.maximum(log.to_frame()["event_late_max_s"].dropna(), 1e-4))

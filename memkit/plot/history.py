@@ -35,9 +35,6 @@ def plot_timeline(history: History, ax: Axes | None = None) -> Axes:
         history: What ``history`` returned for a session.
         ax: Axes to draw on; None: a new figure.
 
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
-
     Raises:
         ValueError: The history is not of one session.
     """

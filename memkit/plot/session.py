@@ -24,9 +24,6 @@ def plot_lifetimes(report: SessionReport, ax: Axes | None = None) -> Axes:
     Args:
         report: What ``inspect_session`` returned.
         ax: Axes to draw on; None: a new figure.
-
-    Returns:
-        The axes; ``show(ax)`` displays them with alt text.
     """
     own = [key for key in report.keys if not key.part.startswith(SHARED)]
     early = early_ends({key.key: (key.ttl_s, key.idle_s) for key in own if key.ttl_s is not None})
