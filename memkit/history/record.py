@@ -312,12 +312,15 @@ class _Recorder:
         self._file.observed_until(self._looked_ms)
 
     def _looked(self) -> Moment:
-        """Return the time between the last look and now; a long time without a look is a gap."""
+        """Return the time between the last look and now.
+
+        Raises:
+            redis.ConnectionError: It is so long that it is a gap: what arrives may have happened at any time in it.
+        """
+        if time.monotonic() - self._looked_s > GAP_S + COUNTERS_EVERY_S:
+            raise redis.ConnectionError("the recorder was paused or the server did not answer")
         after_ms, self._looked_ms = self._looked_ms, self._server.now_ms()
-        paused_s = time.monotonic() - self._looked_s
         self._looked_s = time.monotonic()
-        if paused_s > GAP_S + COUNTERS_EVERY_S:
-            self._file.add_gap(after_ms, self._looked_ms, "the recorder was paused or the server did not answer")
         return Moment(after_ms, self._looked_ms)
 
     def _changes(self, commands: Sequence[Executed], moment: Moment) -> Iterator[tuple[KeyEvent, str, Action]]:

@@ -362,4 +362,4 @@ def _deadline(effect: Effect, moment: Moment) -> tuple[int | None, int | None, b
     distance = effect.deadline_ms - earliest_ms
     if distance <= 0:  # already past, if the clock of a client is behind: the key ends at once
         return earliest_ms if moment.stated else effect.deadline_ms, None, True
-    return effect.deadline_ms, (distance if earliest_ms == latest_ms else distance // 1_000 * 1_000) or None, True
+    return effect.deadline_ms, distance if earliest_ms == latest_ms else distance // 1_000 * 1_000 or distance, True

@@ -345,9 +345,9 @@ def test_deadline_of_a_client_whose_clock_is_behind(server: str, tmp_path: Path)
     assert history(path, session="1").changes == ()
 
 
-def test_ttl_below_a_second_is_not_stated(tmp_path: Path) -> None:
+def test_ttl_below_a_second_is_not_zero(tmp_path: Path) -> None:
     fate = fate_of(log_of(tmp_path / "appendonly.aof", "0 SET chat:1 v PXAT +0.4\n5 DEL chat:1"))
-    assert (fate.cause, fate.ttl_s) == ("expired", None)
+    assert (fate.cause, fate.ttl_s) == ("expired", 0.4)
 
 
 @pytest.mark.parametrize("timestamps", [True, False])

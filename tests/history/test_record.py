@@ -16,6 +16,7 @@ import pytest
 import redis
 from servers import every_server, start
 from test_history import CANARY
+from test_replication import pair
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
@@ -346,16 +347,28 @@ def gaps(path: Path) -> list[tuple[int, int, str]]:
         return ledger.gaps()
 
 
-def test_pause_of_the_recorder_is_a_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replication", [(), ("primary",)])
+def test_what_changed_in_a_pause_is_not_dated(replication: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
-    with start("redis-8.2") as server, server.client() as client, subprocess_recording(server, path) as process:
-        process.send_signal(signal.SIGSTOP)
-        client.set("chat:1", CANARY)
-        threading.Event().wait(2 * GAP_S)  # the pause itself
-        process.send_signal(signal.SIGCONT)
-        wait_for("the gap in the recording", lambda: gaps(path))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+    with pair("redis-8.2") as (server, _), server.client() as client:
+        client.mset({f"chat:{number}": CANARY for number in range(3)})
+        with subprocess_recording(server, path, *replication) as process:
+            client.expire("chat:2", 604_800)
+            recorded(path, has(b"chat:2", "renewed"))
+            process.send_signal(signal.SIGSTOP)
+            client.delete("chat:1")
+            client.expire("chat:2", 300)
+            threading.Event().wait(2 * GAP_S)  # the pause itself
+            process.send_signal(signal.SIGCONT)
+            wait_for("the gap in the recording", lambda: gaps(path))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+    deleted, renewed = (history(path, session=name).fate for name in ("1", "2"))
+    assert deleted is not None
+    assert (deleted.cause, deleted.at_is) == ("unknown", "between")
+    assert "deleted" in (deleted.either or ())
+    assert renewed is not None
+    assert (renewed.cause, renewed.ttl_s) == ("exists", None)
 
 
 def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
@@ -380,15 +393,16 @@ def test_killed_it_keeps_what_was_committed(tmp_path: Path) -> None:
 
 
 @contextmanager
-def subprocess_recording(server: RedisServer, path: Path) -> Iterator[subprocess.Popen[str]]:
+def subprocess_recording(server: RedisServer, path: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A recorder in a process of its own, which ends with status 0 on Ctrl-C."""
     code = (
         "import signal, sys, threading\nfrom memkit.history.record import record\n"
         "stop = threading.Event()\nsignal.signal(signal.SIGINT, lambda *_: stop.set())\n"
-        "record(sys.argv[1], sys.argv[2], stop=stop, began=lambda text: print(text, flush=True))"
+        "began = lambda text: print(text, flush=True)\n"
+        "record(*sys.argv[1:3], replication=(*sys.argv, None)[3], stop=stop, began=began)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, server.url, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, server.url, str(path), *more], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("recording ")
