@@ -11,7 +11,6 @@ import redis
 
 from memkit.conformance.adapter import Handle, Messages, StoreAdapter, checked_handle, error_line
 from memkit.conformance.outcomes import CaseSkipped
-from memkit.errors import ServerError
 from memkit.server.clock import ServerClock
 from memkit.server.launcher import PRELOAD, RedisServer, modules_config
 
@@ -23,8 +22,6 @@ ROLES = ("user", "assistant", "system", "tool")
 TTL_S = 600.0
 MARGIN_S = 2.0
 """How long before and after a deadline the suite reads."""
-START_TRIES = 5
-"""A TCP port that was free a moment ago may be taken."""
 HANDSHAKE = frozenset(
     ("hello", "auth", "client", "select", "ping", "echo", "quit", "reset", "command", "info", "config", "acl")
 )
@@ -72,14 +69,7 @@ class TestEnvironment:
 
     def start(self) -> Self:
         """Start the server."""
-        for left in reversed(range(START_TRIES)):
-            self.server = RedisServer(port=0, persist=self._persist, config=modules_config())
-            try:
-                self.server.start()
-                break
-            except ServerError:
-                if not left:
-                    raise
+        self.server = RedisServer(port=0, persist=self._persist, config=modules_config()).start()
         self.control = self.control_client()
         # Its own clock, under the suite's user: it has to work while commands are denied to the store's user.
         by_preload = self.server.clock.method == "preload"

@@ -28,7 +28,6 @@ import math
 import os
 import re
 from base64 import urlsafe_b64encode
-from binascii import b2a_base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,8 +52,6 @@ ELEMENT_BYTES = 7_900
 8,192 bytes of a list together (list-max-listpack-size), in steps of 1,024 bytes."""
 MOST_ELEMENT_BYTES = 9_000
 """An element is split if it is larger: the first messages were smaller than the others."""
-NONCES_AT_ONCE = 64
-"""Asking the system for each takes an append 1 us more."""
 SAMPLED_MESSAGES = 8
 DEEPEST = 250
 VECTORS_MARK = b"memkit1 float32 "
@@ -62,7 +59,6 @@ LATEST_MS = 10**14
 """The year 5138: later times, and larger versions, are damage."""
 Message = dict[str, Any]
 
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _HEADER_START = re.compile(rb'\{"memkit":(\d+),')
 _HEADER_END = b'"end":1}'
 # orjson returns values of these types unchanged, or refuses them: no need to decode them again to know.
@@ -308,18 +304,9 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-_nonces: list[bytes] = []
-os.register_at_fork(after_in_child=_nonces.clear)
-
-
 def new_id() -> bytes:
-    """Return a new nonce for a call: 48 random bits of the system as 8 characters. Forked processes share none."""
-    try:
-        return _nonces.pop()
-    except IndexError:
-        drawn = b2a_base64(os.urandom(6 * NONCES_AT_ONCE), newline=False).translate(_URL_SAFE)
-        _nonces.extend(drawn[at : at + 8] for at in range(8, len(drawn), 8))
-        return drawn[:8]
+    """Return a new nonce for a call: 48 random bits of the system as 8 characters."""
+    return urlsafe_b64encode(os.urandom(6))
 
 
 def own_id(text: str) -> bytes:
