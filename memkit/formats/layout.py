@@ -97,6 +97,7 @@ class Layout:
         loses_calls: Whether the library drops an assistant's tool calls when it writes.
         web_session: Whether the document is a web session, which need not contain a dialogue.
         ttl_field: The field of a document that states its TTL in seconds.
+        written_s: Returns when a document was last written, if its fields together state that.
         notes: Returns what its users should know if a session shows it.
         name_of: Returns the name to report, if it depends on the session.
     """
@@ -115,6 +116,7 @@ class Layout:
     loses_calls: bool = False
     web_session: bool = False
     ttl_field: str = ""
+    written_s: Callable[[Mapping[str, Any]], float | None] | None = None
     notes: Callable[[SessionValues], Iterable[str]] | None = None
     name_of: Callable[[SessionValues], str] | None = None
 
@@ -135,6 +137,7 @@ class Layout:
             if self.ttl_unit
             else NO_TTL_OPTION,
             name_of=self.name_of,
+            written_s=self.written_s,
             colon=self.colon,
         )
 

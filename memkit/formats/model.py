@@ -178,6 +178,7 @@ class Format:
         ttl_option: What the library's TTL option is, for a session without a TTL; empty if nothing is known of it.
         name_of: Returns the name to report, if it depends on all keys of the session.
         colon: How names write a colon of the session's id.
+        written_s: Returns when a document was last written, if its fields together state that.
     """
 
     store: str
@@ -192,6 +193,7 @@ class Format:
     ttl_option: str = ""
     name_of: Callable[[SessionValues], str] | None = None
     colon: str = ":"
+    written_s: Callable[[Mapping[str, Any]], float | None] | None = None
 
 
 def text_or_none(value: Any) -> str | None:

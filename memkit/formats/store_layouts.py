@@ -5,14 +5,16 @@ library and the version that wrote the capture.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from memkit.formats import ag2, langchain, openai_agents
 from memkit.formats.layout import IDS, MESSAGE, MESSAGES, Key, Layout
-from memkit.formats.model import SessionValues, a_dict, one_of
+from memkit.formats.model import SessionValues, a_dict, one_of, seconds
 from memkit.formats.parsing.any_message import read_any
 from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.element_shapes import SHAPES, adk_lacks, llama_index_lacks
+from memkit.policy import MAX_TTL_MS
 from memkit.readonly.values import RedisValue, to_name
 
 _LIST, _SET, _ZSET, _HASH = ("list",), ("set",), ("zset",), ("hash",)
@@ -41,6 +43,15 @@ def _spring_notes(stored: SessionValues) -> Iterable[str]:
 def _summary_note(stored: SessionValues) -> Iterable[str]:
     if any(raw and b'"context":"' in raw.data for raw in stored.keys.values()):
         yield "messages before these were summarised into the document's context and are not stored any more"
+
+
+def _cookie_written_s(document: Mapping[str, Any]) -> float | None:
+    """Return when express-session wrote the session: before each write it sets the end of the cookie again."""
+    cookie = a_dict(document.get("cookie"))
+    age_ms, ends_s = cookie.get("originalMaxAge"), seconds(cookie.get("expires"))
+    if ends_s is None or type(age_ms) is not int or not 0 < age_ms <= MAX_TTL_MS:
+        return None
+    return ends_s - age_ms / 1000
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -219,6 +230,7 @@ LAYOUTS: tuple[Layout, ...] = (
         store="connect-redis",
         prefix="sess:",
         keys=(Key("{id}", fields=("cookie",), holds=MESSAGES),),
+        written_s=_cookie_written_s,
         web_session=True,
         default_ttl="1d",
     ),

@@ -293,6 +293,15 @@ def test_persistent_keys_beside_the_sessions(shape: str, kind: str, confidence: 
     assert ("--expect 'chat:by-user:*=never'" in found.next) == (confidence == "possible")
 
 
+@pytest.mark.parametrize(("value", "wrong"), [('{"role": "user", "content": "hi"}', {"ttl_too_short"}), ("1", set())])
+def test_short_values_of_another_shape(value: str, wrong: set[str], traffic: Traffic) -> None:
+    """First messages are short too; of keys that expire early, only far smaller ones than sessions are flags."""
+    events = traffic.sessions(kind="string")
+    for age_s in replace(traffic, count=40).times(oldest_s=300):
+        events += traffic.write(f"chat:web:{traffic.uid()}", age_s, kind="string", ttl_s=300, value=value)
+    assert causes(traffic.world(events).audited()) == wrong
+
+
 @pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])
 def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None:
     events = traffic.sessions() + traffic.write(f"chat:{name}", MINUTE)

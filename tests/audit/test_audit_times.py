@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from servers import NO_FSYNC, every_server
 
+from memkit import formats
 from memkit.audit import Finding
-from memkit.audit.checks.payload_times import DatedSession, StatedTime, not_refreshed, times_in
+from memkit.audit.checks.payload_times import DatedSession, StatedTime, dated_session, not_refreshed, times_in
 from memkit.audit.run import AuditReport, audit
 from memkit.audit.sampling import KeyFacts
 from memkit.config import parse_expectation
+from memkit.readonly.values import RedisValue
 from memkit.server import RedisServer
 
 DAY_S = 86_400.0
@@ -249,4 +251,20 @@ def test_one_distance_of_all_deadlines_is_their_ttl() -> None:
 
 @pytest.mark.parametrize("age_ms", [10**400, -(10**400), 0, None, "7d", 1.5], ids=lambda age: str(age)[:6])
 def test_cookie_without_a_valid_age_states_no_write(age_ms: object) -> None:
-    assert list(times_in({"cookie": {"originalMaxAge": age_ms, "expires": "2026-11-29T12:00:00.000Z"}})) == []
+    data = json.dumps({"cookie": {"originalMaxAge": age_ms, "expires": "2026-11-29T12:00:00.000Z"}}).encode()
+    assert stated_by(data) is None
+
+
+def stated_by(data: bytes) -> StatedTime | None:
+    value = RedisValue("sess:abc", "string", data=data)
+    owner = formats.recognise(value)
+    assert owner
+    return dated_session(value, KeyFacts(b"sess:abc", "string", None, None, 2_000_000_000_000, 100), owner).newest
+
+
+def test_only_a_web_sessions_cookie_states_a_write() -> None:
+    cookie = {"originalMaxAge": 86_400_000, "expires": "2026-11-29T12:00:00.000Z"}
+    day_before = datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp() * 1000
+    assert stated_by(json.dumps({"cookie": cookie}).encode()) == StatedTime(day_before, day_before)
+    assert list(times_in({"messages": [{"role": "user", "content": "hi", "cookie": cookie}]})) == []
+    assert list(times_in({"session": {"cookie": cookie}})) == []

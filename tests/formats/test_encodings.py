@@ -8,10 +8,12 @@ import json
 import pickle
 import random
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable
 
 import pytest
 
+from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.encodings import PEEK_BYTES, encoding_of, examine, pickle_opcodes
 
 FIELDS = b"\x0a\x05hello\x10\x96\x01"
@@ -41,6 +43,13 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
         (b"x" * 70_000 + b"\xff", "text"),
         (b"x" * 100 + b"\xff", "binary"),
         (b"a text\x00with a nul", "binary"),
+        # .NET may write a byte-order mark before JSON; two marks, or one before text, are text.
+        (BOM_UTF8 + b'{"a": 1}', "json"),
+        (BOM_UTF8 + b'"{\\"a\\": 1}"', "json string > json"),
+        (BOM_UTF8 + b'{"a": 1}\n{"a": 2}', "ndjson"),
+        (gzip.compress(BOM_UTF8 + b"[1]", mtime=0), "gzip > json"),
+        (BOM_UTF8 + BOM_UTF8 + b'{"a": 1}', "text"),
+        (BOM_UTF8 + b"a text", "text"),
         (FIELDS, "binary"),
         # A length over the end, a number without end, a group, a tag alone.
         (b"\x0a\x7fhello\x00", "binary"),
@@ -52,6 +61,13 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
 )
 def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
     assert encoding_of(data) == encoding
+
+
+@pytest.mark.parametrize("cut", [7, 5, 3])
+def test_json_with_a_mark_ends_early_as_without(cut: int) -> None:
+    whole = b'{"a": 1}'
+    assert examine(BOM_UTF8 + whole[:cut])[:2] == examine(whole[:cut])[:2]
+    assert parse(BOM_UTF8 + whole[:cut]).fault.byte == parse(whole[:cut]).fault.byte + len(BOM_UTF8)
 
 
 LARGE = {"messages": [random.Random(n).randbytes(100).hex() for n in range(1_000)]}

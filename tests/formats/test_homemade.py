@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import zlib
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ LAYOUTS = {
         ("1795883377105-0", {"role": b"ai", "content": b"ho"})]),
     "stream of JSON": RedisValue("chat:1", "stream", entries=[
         ("1795883377104-0", {"data": packed(ASKED)}), ("1795883377105-0", {"data": packed(ANSWERED)})]),
+    "mark before a document": string(BOM_UTF8 + packed({"messages": [ASKED, ANSWERED]})),
+    "mark before gzipped JSON": string(gzip.compress(BOM_UTF8 + packed([ASKED, ANSWERED]))),
+    "mark before JSON lines": string(BOM_UTF8 + packed(ASKED) + b"\n" + packed(ANSWERED)),
+    "mark before elements": elements(BOM_UTF8 + packed(ASKED), BOM_UTF8 + packed(ANSWERED)),
+    "mark before a field": fields(history=BOM_UTF8 + packed([ASKED, ANSWERED]), user=b"u1"),
+    "mark in a stream": RedisValue("chat:1", "stream", entries=[
+        ("1795883377104-0", {"data": BOM_UTF8 + packed(ASKED)}),
+        ("1795883377105-0", {"data": BOM_UTF8 + packed(ANSWERED)})]),
+    "line end before a document": string(b"\n " + packed([ASKED, ANSWERED])),
 }  # fmt: skip
 
 

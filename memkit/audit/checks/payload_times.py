@@ -23,7 +23,7 @@ from memkit.config import Expectation
 from memkit.formats import memkit_store
 from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, a_dict, seconds
 from memkit.formats.parsing.bounded_json import parse
-from memkit.policy import MAX_TTL_MS, ttl_text
+from memkit.policy import ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration
 
@@ -113,6 +113,9 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
     else:
         document = _document(value)
         stated = list(times_in(document))
+        written_s = formats.format_of(owner.store).written_s if owner else None
+        if written_s and (at_s := written_s(a_dict(document))):
+            exact = [1000 * at_s]
         inner = document.values() if isinstance(document, dict) else (document,)
         lengths = [value.total] if value.kind == "list" else [len(one) for one in inner if isinstance(one, list)]
         lengths = [0] if value.kind in DOCUMENT_KINDS and value.data.strip() in NOTHING else lengths
@@ -157,11 +160,6 @@ def times_in(value: Any, *, depth: int = 0, listed: bool = False, message: bool 
             yield from times_in(inner, depth=depth + 1, listed=True)
     if not isinstance(value, dict) or depth >= MOST_DEPTH:
         return
-    cookie = a_dict(value.get("cookie"))
-    age_ms = cookie.get("originalMaxAge")
-    if isinstance(age_ms, int) and 0 < age_ms <= MAX_TTL_MS:
-        # express-session sets the end of the cookie again before each write.
-        yield from (StatedTime(one.at - age_ms, one.earliest - age_ms) for one in _time(cookie.get("expires")))
     names = {name: re.sub(r"[_-]", "", name).lower() for name in value}
     is_message = message or not MESSAGE_TEXTS.isdisjoint(names.values())
     if listed and not is_message:

@@ -76,6 +76,8 @@ def _are_like_sessions(group: Group, sessions: Sequence[Group], context: AuditCo
     ids = {member.session for one in others for member in one.members}
     alike = [one for one in others if one.kind == group.kind]
     own, *sizes = (usual_bytes(one.keys, context) or 0 for one in (group, *alike))
+    # The name of a short session is half as long as the session: _is_tiny() takes such values for sessions, because a
+    # loss must not be missed. Here they are no proof.
     tiny = group.kind == "string" and own <= FLAG_BYTES < min(sizes, default=0)
     unlike = (not alike or tiny) and ids.isdisjoint(member.session for member in group.members)
     return persistent >= FEWEST_SESSIONS and not unlike

@@ -1,6 +1,7 @@
 """Parse what may be hostile: JSON with a bound on the memory it unfolds to, and faults that say where without what."""
 
 import json
+from codecs import BOM_UTF8
 from typing import Any, NamedTuple
 
 import orjson
@@ -36,14 +37,19 @@ def unfolded_bytes(data: bytes) -> int:
     return texts * len(data) + 40 * commas + 72 * lists + 240 * dicts
 
 
+def json_start(data: bytes) -> bytes:
+    """Return the byte with which a payload's JSON would begin: .NET may write a byte-order mark before it."""
+    return data.removeprefix(BOM_UTF8).lstrip()[:1]
+
+
 def parse(data: bytes) -> Parsed:
     """Parse one JSON payload; never raises, never takes more than ``MAX_UNFOLDED_BYTES`` beside the payload."""
     if len(data) > _SMALL and unfolded_bytes(data) > MAX_UNFOLDED_BYTES:
         return Parsed(None, Fault(f"{len(data):,} bytes that would unfold to over 48 MB are not parsed", None))
-    at = 0
+    at, mark = 0, data.startswith(BOM_UTF8)
     if len(data) <= _LARGE:
         try:
-            return Parsed(orjson.loads(data))
+            return Parsed(orjson.loads(data.removeprefix(BOM_UTF8)))
         except orjson.JSONDecodeError as error:
             at = error.pos
     try:
@@ -53,13 +59,13 @@ def parse(data: bytes) -> Parsed:
     # What Python's json writes and the standard forbids: NaN, Infinity, lone surrogates.
     seen_nan: list[str] = []
     try:
-        value = json.loads(text, parse_constant=seen_nan.append)
+        value = json.loads(text[mark:], parse_constant=seen_nan.append)
     except RecursionError:
-        return Parsed(None, Fault("nested too deeply", _byte(text, at)))
+        return Parsed(None, Fault("nested too deeply", _byte(text, mark + at)))
     except json.JSONDecodeError as error:
-        return Parsed(None, Fault("not valid JSON", _byte(text, max(at, error.pos))))
+        return Parsed(None, Fault("not valid JSON", _byte(text, mark + max(at, error.pos))))
     except ValueError:
-        return Parsed(None, Fault("an integer of over 4,300 digits", _byte(text, at)))
+        return Parsed(None, Fault("an integer of over 4,300 digits", _byte(text, mark + at)))
     return Parsed(value, nan=bool(seen_nan))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from memkit.formats.model import Note, Turn
 from memkit.formats.parsing.any_message import messages_of, spoken_line
-from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.bounded_json import json_start, parse
 from memkit.formats.parsing.chat import role_of
 
 LIKELY_FIELDS = ("messages", "history", "chat_history", "chatHistory", "conversation", "turns", "dialogue", "dialog",
@@ -158,7 +158,8 @@ def _deeper(values: Iterable[Any], key: str, depth: int) -> Iterator[list[Entry]
 
 def json_in(text: str) -> Any:
     """Return the JSON array or object in a text; None if it holds none."""
-    return parse(text.encode("utf-8", "surrogatepass")).value if text[:1] in ("[", "{") else None
+    data = text.encode("utf-8", "surrogatepass")
+    return parse(data).value if json_start(data) in (b"[", b"{") else None
 
 
 def order_of(entries: Sequence[Entry]) -> str:

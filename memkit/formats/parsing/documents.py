@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from memkit.formats.model import Problem, Turn, a_dict, few
 from memkit.formats.parsing import msgpack
-from memkit.formats.parsing.bounded_json import Fault, Parsed, parse
+from memkit.formats.parsing.bounded_json import Fault, Parsed, json_start, parse
 from memkit.formats.parsing.element_shapes import kind_of, missing
 from memkit.formats.parsing.encodings import encoding_of, examine, looks_like, unreadable_cause
 from memkit.formats.parsing.list_elements import Convert
@@ -31,7 +31,7 @@ _PREFIX = re.compile(rb"[\w.-]{1,40}[:|#](?=[{\[])")
 
 def peek(raw: RedisValue) -> dict[str, Any]:
     """Return the document if it is a JSON object, else an empty one; for recognising, so no faults are reported."""
-    return first_object(raw.data) if raw.kind in DOCUMENT_KINDS and raw.data[:1] in (b"{", b"[") else {}
+    return first_object(raw.data) if raw.kind in DOCUMENT_KINDS and json_start(raw.data) in (b"{", b"[") else {}
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +146,7 @@ class Opened(NamedTuple):
 
 def open_payload(data: bytes) -> Opened:
     """Return the value in a payload, the bytes as Redis has them."""
-    if data[:1] in (b"{", b"["):
+    if json_start(data) in (b"{", b"["):
         value = _json_or_lines(data)
         return Opened(value, "text" if value is None else "json")
     found = examine(data, keep_bytes=MAX_OPEN_BYTES + 1)
@@ -155,7 +155,7 @@ def open_payload(data: bytes) -> Opened:
         return Opened(parsed.value, "prefix > json")
     if len(inner) > MAX_OPEN_BYTES:
         return Opened(None, encoding, cut=True)
-    if inner[:1] in (b"{", b"[", b'"'):
+    if json_start(inner) in (b"{", b"[", b'"'):
         return Opened(_json_or_lines(inner), encoding)
     value = None
     with suppress(msgpack.MsgpackFault):
@@ -176,7 +176,7 @@ def _json_or_lines(data: bytes) -> Any:
 
 def read_document(raw: RedisValue) -> tuple[Any, list[Problem]]:
     """Return the value of a document, and the problems if it is damaged; None if it is not JSON or msgpack."""
-    if raw.kind not in DOCUMENT_KINDS or raw.unread_reason or raw.data[:1] == b"{":
+    if raw.kind not in DOCUMENT_KINDS or raw.unread_reason or json_start(raw.data) == b"{":
         return read(raw)
     opened = open_payload(raw.data)
     if opened.value is None and opened.encoding in ("text", "empty", "binary"):

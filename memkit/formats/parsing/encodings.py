@@ -23,7 +23,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from memkit.formats.parsing import msgpack
-from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.bounded_json import json_start, parse
 
 MAX_LAYERS = 4
 PEEK_BYTES = 64 << 10
@@ -58,7 +58,7 @@ _PHP = re.compile(rb"(?:\w{1,99}\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w{1,99}\|(?:[bd
 _JSON_OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:|"[\s\[]*\{\s*\\"')
 """The beginning of a JSON object, or of one in a JSON string: text and templates have no quoted name there."""
 _JSON_START = re.compile(rb'\s*[\[{]\s*["\]}]')
-_BETWEEN = re.compile(r"[\s\x1e]*(?=\S)")
+_BETWEEN = re.compile(r"[\s\x1e\ufeff]*(?=\S)")
 _REPR = re.compile(rb"[\[({]+\s*'|\[?\w{0,99}Message\w{0,99}\(\w+=")
 _STRINGIFIED = re.compile(
     r"(\[object [A-Z]\w*\],?)+"  # JavaScript
@@ -163,7 +163,7 @@ def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> 
     replaced = data[:PEEK_BYTES].count(_REPLACEMENT)
     if _REPLACED_MAGIC.match(data) or replaced >= max(FEWEST_REPLACED, REPLACED_SHARE * (len(data) - 2 * replaced)):
         return _Layer("text", fault="with replacement characters: bytes were decoded as text, and are lost")
-    if data.lstrip()[:1] in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
+    if json_start(data) in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
         return found
     return _text_layer(data) if _is_text(data) else _binary_layer(data, keep_bytes)
 
@@ -189,7 +189,7 @@ def _document(data: bytes, *, whole: bool) -> _Layer | None:
 
 def _is_document(data: bytes) -> bool:
     """Return whether this is a JSON object or array, or one in any number of JSON strings."""
-    value = parse(data).value if data[:1] in (b"{", b"[", b'"') else None
+    value = parse(data).value if json_start(data) in (b"{", b"[", b'"') else None
     nested = isinstance(value, str) and _is_document(value.encode("utf-8", "surrogatepass"))
     return nested or isinstance(value, dict | list)
 
