@@ -1,6 +1,6 @@
 """The map of memkit, made from the first docstring line of each package and top-level module.
 
-python tests/package_map.py --write     writes it to README.md and .github/CONTRIBUTING.md
+python tests/package_map.py --write     writes it to README.md, .github/CONTRIBUTING.md and memkit/__init__.py
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "memkit"
 COLUMNS, NAME_COLUMNS = 96, 20
-PLACES = (ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md")
-MAP = re.compile(r"^( *)memkit/\n(?:(?:\1 .*)?\n)*?(?=\1```)", re.MULTILINE)
+PLACES = (ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", PACKAGE / "__init__.py")
+MAP = re.compile(r"^( *)memkit/\n(?:(?:\1 .*)?\n)*?(?=\1```|\"\"\")", re.MULTILINE)
 
 
 def package_map(order: list[str]) -> str:

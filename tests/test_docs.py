@@ -16,7 +16,7 @@ from servers import LANES
 from test_layers import ORDER
 
 from memkit import MemoryStore, RedisServer
-from memkit.cli import _parser
+from memkit.cli.parser import command_line
 from memkit.observe import observe_expiry
 from memkit.plot import alt_text, plot_expiry, show
 
@@ -86,11 +86,11 @@ def test_ci_runs_the_readmes_test_command():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_exists(command):
     arguments = [word for word in shlex.split(command)[1:] if word != "…"]
-    assert _parser().parse_args(arguments).command
+    assert command_line().parse_args(arguments).command
 
 
 def test_every_command_is_documented():
-    parser = _parser()
+    parser = command_line()
     commands = next(action for action in parser._actions if action.choices and "lab" in action.choices).choices
     said = " ".join(COMMANDS)
     for name in commands:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_docs import ROOT
 
-from memkit.cli import _parser
+from memkit.cli.parser import command_line
 
 # Each word with the words to use instead.
 WORDS = {
@@ -83,7 +83,7 @@ def test_test_names_have_at_most_50_characters() -> None:
 
 
 def test_help_uses_the_fields_words() -> None:
-    parser = _parser()
+    parser = command_line()
     commands = next(action.choices for action in parser._actions if action.choices and "lab" in action.choices)
     assert not [word for one in (parser, *commands.values()) for word in forbidden(one.format_help())]
 

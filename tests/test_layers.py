@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "memkit"
 ORDER = """
     errors policy config render connect server store readonly formats history inspect observe audit conformance
-    plot notebook pytest_plugin commands cli
+    plot notebook pytest_plugin cli
 """.split()  # noqa: SIM905
 FILES = {
     ".".join(("memkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -1,18 +1,13 @@
-"""The command line. Exit codes: 0 nothing wrong, 1 findings, 2 no verdict: could not run, or too little to judge.
-
-It imports little, so that help is fast, and Ctrl-C while the rest is imported is no traceback.
-"""
+"""The commands, their options and their help. It imports little, so that help is fast."""
 
 import argparse
 import shutil
-import sys
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import memkit
 
 COLUMNS = 80
-WRONG_USE, INTERRUPTED = 2, 130
+WRONG_USE = 2
 FILES = ", an RDB file, a directory of RDB files (one for each shard) or an append-only directory"
 SUMMARIES = {
     "lab": "Open JupyterLab with the notebooks, a private Redis and the demo incident.",
@@ -27,20 +22,6 @@ SUMMARIES = {
 ASKPASS = "ask for the password (or set the variable REDISCLI_AUTH)"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (None: that of ``sys.argv``) and return its exit code."""
-    try:
-        given = _parser().parse_args(arguments)
-        if given.command is None:
-            _parser().print_help(sys.stderr)
-            return WRONG_USE
-        from memkit.commands import run
-
-        return run(given)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-
-
 class _Parser(argparse.ArgumentParser):
     example = ""
 
@@ -53,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} -h\n")
 
 
-def _parser() -> _Parser:
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of ``memkit`` with all commands."""
     parser = _Parser(
         prog="memkit",
         description="Test, audit and explain LLM session memory in Redis: whether sessions exist as long as their "
