@@ -350,6 +350,43 @@ def test_clock_that_was_ahead_ended_sessions(ahead: str, status: str, traffic: T
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("newest_s", [0.0, 5 * HOUR])
+def test_shorter_ttl_since_without_idle_times(newest_s: float, traffic: Traffic) -> None:
+    traffic, events = replace(traffic, count=600), list[Event]()
+    for age_s in traffic.times():
+        ttl_s = HOUR if age_s < newest_s else 7 * DAY
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=ttl_s) if age_s < ttl_s else []
+    verdict = traffic.world(events, steps=500, config={"maxmemory-policy": "allkeys-lfu"}).audited().verdict
+    assert verdict.status == ("undetermined" if newest_s else "healthy")
+    assert ("no key was given a TTL of 7d since" in verdict.sentence) == bool(newest_s)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("allkeys-lru", "whatever their TTL"),
+        ("volatile-lru", "those with a TTL only"),
+        ("volatile-ttl", "those with the least time left first"),
+    ],
+)
+def test_evicted_states_what_the_policy_evicts(policy: str, said: str, traffic: Traffic) -> None:
+    def fill(server: RedisServer) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(400):
+                client.set(f"cache:{n}", "x" * 4_000, ex=900)
+
+    report = traffic.world(traffic.sessions(), config={"maxmemory-policy": policy}, after=fill).audited()
+    assert said in next(one.message for one in report.findings if one.cause == "evicted")
+
+
+@pytest.mark.parametrize("shape", ["chat:{}", "chat:{}:draft"])
+def test_note_of_ignored_keys_names_no_sessions(shape: str, traffic: Traffic) -> None:
+    events = traffic.sessions() + traffic.write(shape.format(traffic.uid()), HOUR, kind="string", ttl_s=None, value="1")
+    (note,) = (one for one in traffic.world(events).audited().notes if one.startswith("ignored 1 key"))
+    assert ("; to check them: --expect" in note) == (shape != "chat:{}")
+
+
 @pytest.mark.parametrize("ttl_s", [7 * DAY, None])
 def test_volatile_policy_evicts_every_session(ttl_s: float | None, traffic: Traffic) -> None:
     def fill(server: RedisServer) -> None:

@@ -142,6 +142,28 @@ def test_short_ttl_is_measured_by_unread_sessions(seed: int, server: RedisServer
     assert (found.cause, found.observed_ttl_s) == ("ttl_too_short", HOUR)
 
 
+@pytest.mark.parametrize("changed_s", [5 * HOUR, 9 * DAY])
+def test_accesses_that_a_save_hid_date_no_change(changed_s: float) -> None:
+    """Every third session was renewed while the server saved, so its idle time began at an earlier access."""
+    dice, keys, now = random.Random(7), [], 1_700_000_000_000
+    for n in range(600):
+        age_s = dice.uniform(0, 6.9 * DAY) if n % 2 else dice.uniform(0, 0.9 * HOUR)
+        ttl_s = HOUR if age_s < changed_s else 7 * DAY
+        if age_s < ttl_s:
+            hidden_s = 0.0 if n % 3 else dice.uniform(0, 12 * HOUR)
+            deadline, touched = now + int(1000 * (ttl_s - age_s)), now - int(1000 * (age_s + hidden_s))
+            keys.append(KeyFacts(b"chat:%d" % n, "list", deadline, touched, now, None))
+    history = ServerHistory(now, now - 30 * int(DAY) * 1000)
+    (found,) = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    assert found.ttl_ms == HOUR * 1000
+    assert found.since
+    ago_s = (now - found.since.at_ms) / 1000
+    if changed_s > 7 * DAY:
+        assert (found.since.bound, ago_s < HOUR) == ("upper bound", True)
+    else:
+        assert (found.since.bound, ago_s) == ("lower bound", pytest.approx(changed_s, abs=HOUR))
+
+
 @pytest.mark.parametrize("short_s", [12 * HOUR, 6 * HOUR])
 def test_two_ttls_set_at_the_same_time(short_s: float, server: RedisServer) -> None:
     writes = spread("chat:old-", 200, 10 * MINUTE, 0.98 * DAY, DAY)

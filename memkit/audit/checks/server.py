@@ -232,7 +232,7 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Fi
     return Finding.of(
         "evicted",
         keys=now,
-        message=f"Redis has evicted {counted(now, 'key')} for lack of memory, whatever their TTL ({server.policy})",
+        message=f"Redis has evicted {counted(now, 'key')} for lack of memory, {_evicts(server)} ({server.policy})",
         confidence="proven" if sure else "possible",
         evidence=(
             f"evicted_keys {now:,}, expired_keys {server.number('expired_keys') or 0:,} since the server started",
@@ -241,6 +241,13 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Fi
         ),
         next="raise maxmemory, or keep sessions on a server of their own with maxmemory-policy noeviction",
     )
+
+
+def _evicts(server: ServerFacts) -> str:
+    """Return which keys the policy evicts."""
+    if server.policy == "volatile-ttl":
+        return "those with the least time left first"
+    return "those with a TTL only" if str(server.policy).startswith("volatile") else "whatever their TTL"
 
 
 def _eviction_risk(server: ServerFacts) -> Finding | None:

@@ -127,7 +127,7 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
     ]
     diagnosis = _diagnosis(expected, groups, ignored, found, context)
     if not diagnosis.findings:
-        doubts = (*(one.unexplained() for one in analyses), _written_elsewhere(analyses[-1], context))
+        doubts = (*(one.unexplained() for one in analyses), _not_written(analyses[-1], context))
         diagnosis.unexplained = next(filter(None, doubts), None)
     diagnosis.reached = sum(len(one.reached) for one in analyses)
     diagnosis.notes += [layout_note] if layout_note else []
@@ -160,7 +160,7 @@ def _diagnosis(
     return Diagnosis(
         expected,
         findings,
-        [_ignored(expected, group) for group in ignored],
+        [_ignored(expected, group, apart=group.part in parts) for group in ignored],
         len(keys),
         sum(one.deadline_ms is None for one in keys),
         ignored,
@@ -195,15 +195,24 @@ def _notes(expected: Expectation, analysis: LifetimeAnalysis, *, too_long: bool,
     return notes
 
 
-def _written_elsewhere(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
-    """Return why sessions that have not been written for long may be written to another database."""
+def _not_written(analysis: LifetimeAnalysis, context: AuditContext) -> str | None:
+    """Return why sessions that have not been given the TTL for long may be written to another database, or with less.
+
+    A shorter TTL shows only by idle times if many old sessions have as little left.
+    """
     last, others = analysis.stopped_at(), context.server.databases.values()
-    if last is None or sum(one.get("expires", 0) > 0 for one in others) < 2:
+    if last is None:
         return None
-    return f"no key was written since {context.when(last)}, while another database has keys with a TTL"
+    if sum(one.get("expires", 0) > 0 for one in others) > 1:
+        return f"no key was written since {context.when(last)}, while another database has keys with a TTL"
+    if context.history.idle_known:
+        return None
+    ttl = duration(analysis.ttl)
+    return f"no key was given a TTL of {ttl} since {context.when(last)}; without idle times, shorter ones may not show"
 
 
-def _ignored(expected: Expectation, group: Group) -> str:
+def _ignored(expected: Expectation, group: Group, *, apart: bool) -> str:
+    """Return the note of ignored keys. ``apart``: whether an expectation can name them without naming sessions."""
     volatile = [one for one in group.keys if one.deadline_ms is not None]
     longest = rounded(whole_minutes(longest_given(volatile)))
     given = f"have a TTL of at most {duration(longest)}" if volatile else "have no TTL"
@@ -211,7 +220,7 @@ def _ignored(expected: Expectation, group: Group) -> str:
     ttl = ttl_text(round(longest)) if volatile else "never"
     return (
         f"ignored {many} matching {shape}: they {given}, and their type, size or time of writing differs from that of "
-        f"sessions; to check them: --expect '{shape}={ttl}'"
+        "sessions" + (f"; to check them: --expect '{shape}={ttl}'" if apart else "")
     )
 
 
