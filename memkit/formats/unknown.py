@@ -6,11 +6,8 @@ sorted set by time, a stream, or a key for each message; see ``parsing.chat`` fo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
-
-import orjson
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, few, seconds
 from memkit.formats.parsing.any_message import spoken_lines
@@ -34,8 +31,6 @@ from memkit.render import counted
 
 STORE = "unknown"
 _SAMPLED = 6
-_SMALL_BYTES = 64 << 10
-"""JSON of this size unfolds to 2 MB at worst, so it needs no bound."""
 _STRUCTURED = ("json", "json string", "ndjson", "msgpack")
 
 
@@ -136,9 +131,6 @@ def _opened(data: bytes, key: str) -> Entry | None:
 
 def _opened_value(data: bytes) -> Any:
     """Return what a payload holds: JSON or msgpack in whatever encoding, or a text; None if it is neither."""
-    if data[:1] == b"{" and len(data) <= _SMALL_BYTES:
-        with suppress(orjson.JSONDecodeError):
-            return orjson.loads(data)
     value = open_payload(data).value
     if value is not None:
         return value

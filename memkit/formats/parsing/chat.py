@@ -21,7 +21,6 @@ CALL_PARTS = frozenset({"tooluse", "toolcall", "functioncall"})
 _STEP_PARTS = frozenset({"stepstart", "stepfinish", "startstep", "finishstep"})
 """Marks that the AI SDK puts between the steps of an answer."""
 _CALL_IDS = ("toolcallid", "tooluseid", "callid")
-_FEW_FIELDS = 32
 _LONG_NAME = 64
 """No field that is looked for has a longer name; hostile ones need not be kept."""
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
@@ -85,19 +84,10 @@ def plain_name(name: str) -> str:
 
 def plain_fields(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object with plain names; of two alike the first counts."""
-    if len(value) <= _FEW_FIELDS and (names := _plain_names(tuple(value))):
-        return dict(zip(names, value.values(), strict=True))
     found: dict[str, Any] = {}
     for name, each in value.items():
         found.setdefault(plain_name(name), each)
     return found
-
-
-@lru_cache(maxsize=1_024)
-def _plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the plain names of an object's fields, none if two are alike: most messages have the same fields."""
-    plain = tuple(map(plain_name, names))
-    return plain if len(set(plain)) == len(plain) else ()
 
 
 def tool_in(fields: Mapping[str, Any]) -> Tool:

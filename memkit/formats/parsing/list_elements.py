@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from memkit.formats.model import Item, LikeProblems, Problem, Turn
 from memkit.formats.parsing.bounded_json import Fault, parse
 from memkit.formats.parsing.element_shapes import store_of
@@ -73,14 +71,6 @@ class Faults:
 
     def read(self, index: int, element: bytes) -> dict[str, Any] | None:
         """Return the element as a JSON object; else note the fault and return None."""
-        if len(element) <= _SAMPLED_BYTES:  # nearly all of them, and no fault; ``value`` finds it if there is one
-            try:
-                quick = orjson.loads(element)
-            except orjson.JSONDecodeError:
-                pass
-            else:
-                if isinstance(quick, dict):
-                    return quick
         value = self.value(index, element)
         if value is None or isinstance(value, dict):
             return value
