@@ -28,8 +28,6 @@ EXPECTED = "redis://, rediss://, unix://, redis+cluster://host:port or redis+sen
 
 NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
 """redis-py 8.1 looks its own version up on disk for each connection and sends it, which takes 0.9 ms (measured)."""
-_accepted_options: set[tuple[object, ...]] = set()
-"""Options that redis-py has accepted: a trial takes 0.3 ms (measured)."""
 
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
@@ -84,10 +82,7 @@ def _standalone(kind: Any, url: str, options: dict[str, Any]) -> Any:
     try:
         client = kind.from_url(url, **options)
         pool = client.connection_pool
-        names = (pool.connection_class, *sorted(pool.connection_kwargs))
-        if names not in _accepted_options:
-            pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
-            _accepted_options.add(names)
+        pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
     except ValueError as error:
         message = str(error)  # about other parts it may quote a password
         reason = message if message.startswith("Invalid value for") else "its host or port cannot be parsed"

@@ -64,8 +64,6 @@ def escaped(text: str, limit: int = SHOWN_CHARS) -> str:
 
 def width(text: str) -> int:
     """Return how many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
     zero = ("Mn", "Me", "Cf")
     shown = (char for char in text if not unicodedata.combining(char) and unicodedata.category(char) not in zero)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in shown)

@@ -135,11 +135,8 @@ class Reader:
         """Return the keys that were asked for, None for those that do not exist."""
         by_name = {request.name: request for request in requests}
         loaded: dict[str, LoadedKey | None] = dict.fromkeys(by_name)
-        names = list(by_name)
-        steps = list(chunks(names, _BATCH_KEYS))
-        sent = self._send(list(map(to_bytes, steps[0])), _METADATA) if steps else []
-        for step, following in zip(steps, [*steps[1:], []], strict=False):
-            columns = _columns(sent, len(step), _METADATA)
+        for step in chunks(by_name, _BATCH_KEYS):
+            columns = _columns(self._send(list(map(to_bytes, step)), _METADATA), len(step), _METADATA)
             self.moving += [name for name, kind in zip(step, columns["type"], strict=True) if redirected(kind)]
             answers = zip(step, *columns.values(), strict=True)
             metadata = {name: found for name, *each in answers if (found := _metadata(*each))}
@@ -147,12 +144,8 @@ class Reader:
                 metadata = {name: found._replace(idle_s=None) for name, found in metadata.items()}
             sizes = {name: each.size_bytes or 0 for name, each in metadata.items()}
             # No reply waits in memory with all the others.
-            parts = list(batches(sizes, sizes.__getitem__, _BATCH_BYTES)) or [[]]
-            for number, batch in enumerate(parts, start=1):
+            for batch in batches(sizes, sizes.__getitem__, _BATCH_BYTES):
                 pending = self._send_for_values(batch, metadata, by_name)
-                if number == len(parts):
-                    # The server works on the next keys while this process decodes these values.
-                    sent = self._send(list(map(to_bytes, following)), _METADATA)
                 for name, (replies, count) in zip(batch, pending, strict=True):
                     value = self._value(name, metadata[name], by_name[name], replies.take(count))
                     loaded[name] = LoadedKey(value, metadata[name])
@@ -162,8 +155,6 @@ class Reader:
 
     def _routed(self, keys: Sequence[bytes]) -> Iterable[tuple[ReadOnlyConnection, Sequence[int]]]:
         """Group the positions of keys by the connection that they are on."""
-        if len(self.target.connections) == 1:
-            return [(self.target.connections[0], range(len(keys)))] if keys else []
         routed: defaultdict[ReadOnlyConnection, list[int]] = defaultdict(list)
         for at, key in enumerate(keys):
             routed[self.target.route(key)].append(at)
@@ -227,9 +218,6 @@ def _columns(sent: Iterable[_Sent], count: int, names: Sequence[str]) -> dict[st
     columns: dict[str, list[Reply]] = {name: [None] * count for name in names}
     for positions, commands, pending in sent:
         for name, column in pending.columns(commands).items():
-            if len(column) == count:
-                columns[name] = column
-                continue
             for at, reply in zip(positions, column, strict=True):
                 columns[name][at] = reply
     return columns
