@@ -23,22 +23,16 @@ _COMMAND_WORDS = ("SET", "ZADD", "EX", "KEEPTTL")
 class Message(NamedTuple):
     """One message. ``text`` is None if it is redacted; ``tools`` hold hashes then, instead of names and ids.
 
-    ``text_hash`` is Python's own 64-bit hash of the text; it is shown only through the report's secret, as ``hash``.
+    ``hash`` is a short keyed hash: equal texts have equal hashes within one report, and in no other.
     """
 
     role: str
     text: str | None
     chars: int
     lines: int
-    text_hash: int
+    hash: str
     tools: tuple[Tool, ...]
     at_s: float | None
-    redactor: Redactor
-
-    @property
-    def hash(self) -> str:
-        """A short keyed hash: equal texts have equal hashes within one report, and in no other."""
-        return self.redactor.tag(self.text_hash)
 
     @property
     def at(self) -> datetime | None:
@@ -85,16 +79,15 @@ class Redactor:
         if tools and not self._reveal:
             tools = tuple([Tool(self._tagged(name), self._tagged(call_id)) for name, call_id in tools])
         lines = text.count("\n") + 1 if "\n" in text else 1  # ``in`` is ten times as fast, and most have one line
-        return Message(role, shown, len(text), lines, hash(text), tools, at_s, self)
+        return Message(role, shown, len(text), lines, self._tag(text), tools, at_s)
 
-    def tag(self, text_hash: int) -> str:
-        """Return the hash to show for a 64-bit hash, which alone could be guessed if PYTHONHASHSEED is fixed."""
+    def _tag(self, text: str) -> str:
         keyed = self._keyed.copy()
-        keyed.update(text_hash.to_bytes(8, "big", signed=True))
+        keyed.update(text.encode("utf-8", "surrogatepass"))
         return keyed.hexdigest()
 
     def _tagged(self, text: str | None) -> str | None:
-        return None if text is None else f"#{self.tag(hash(text))}"
+        return None if text is None else f"#{self._tag(text)}"
 
 
 def name_mask(names: Iterable[str], wanted: str) -> Callable[[str], str]:
