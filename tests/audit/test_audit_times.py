@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ class World:
     as_zset: bool = False
     due: bool = False
     sessions: int = 40
+    pack: Callable[[bytes], bytes] = bytes
 
 
 def iso(at: float) -> str:
@@ -133,6 +135,7 @@ SPOKEN: Mapping[str, Layout] = {
 HEALTHY: dict[str, World] = {
     **{f"renewed-{name}": World(messages("timestamp", stamp)) for name, stamp in STAMPS.items()},
     **{f"renewed-{field}": World(document(field, iso)) for field in FIELDS},
+    "renewed-gzip": World(document("updatedAt", iso), pack=gzip.compress),
     **{f"spoken-{name}": World(layout, renew_below=1) for name, layout in SPOKEN.items()},
     **{f"zone-{hours}": World(document("updatedAt", in_zone(hours)), ttl_s=DAY_S, gap_s=DAY_S / 8)
        for hours in (-11, -8, 0, 5.5, 9, 14)},
@@ -151,6 +154,7 @@ FAULTS: dict[str, tuple[World, str]] = {
     **{f"fixed-{field}": (World(document(field, iso), renew_below=0), "not_refreshed") for field in FIELDS},
     **{f"fixed-{name}": (World(messages("timestamp", stamp), renew_below=0), "not_refreshed")
        for name, stamp in STAMPS.items()},
+    "fixed-gzip": (World(document("updatedAt", iso), renew_below=0, pack=gzip.compress), "not_refreshed"),
     "fixed-zset": (World(messages("text", iso), renew_below=0, as_zset=True), "not_refreshed"),
     "fixed-list": (World(messages("timestamp", iso), renew_below=0, as_list=True), "not_refreshed"),
     "fixed-zone": (World(document("updatedAt", in_zone(9)), renew_below=0), "not_refreshed"),
@@ -184,7 +188,7 @@ def play(server: RedisServer, worlds: Mapping[str, World], seed: int) -> AuditRe
                         dict(zip(members, scores, strict=True)) | ({"next time": now + DAY_S} if world.due else {}),
                     )
                 else:
-                    pipe.set(f"{name}:{n}", json.dumps(found))
+                    pipe.set(f"{name}:{n}", world.pack(json.dumps(found).encode()))
                 pipe.dump(f"{name}:{n}")
                 written[f"{name}:{n}"] = times[-1], deadline
         dumps = pipe.execute()[1::2]

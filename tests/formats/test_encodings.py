@@ -57,6 +57,13 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
         (b"\x0b\x00\x01\xff", "binary"),
         (b"\x0a\xff", "binary"),
         (pickle.dumps({"a": 1}, protocol=4), "pickle"),
+        ('{"a": 1}'.encode("utf-16"), "utf-16 > json"),
+        ('["天気"]'.encode("utf-16-le"), "utf-16 > json"),
+        ('[{"a": "天気"}]'.encode("utf-16-be"), "utf-16 > json"),
+        ("[1]".encode("utf-16-le"), "binary"),
+        ('{"a": 1}'.encode("utf-32"), "binary"),
+        # A frame with the id of a dictionary, which this machine does not have.
+        (bytes.fromhex("28b52ffd2101052c0000") + b"hello", "zstd"),
     ],
 )
 def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
@@ -68,6 +75,17 @@ def test_json_with_a_mark_ends_early_as_without(cut: int) -> None:
     whole = b'{"a": 1}'
     assert examine(BOM_UTF8 + whole[:cut])[:2] == examine(whole[:cut])[:2]
     assert parse(BOM_UTF8 + whole[:cut]).fault.byte == parse(whole[:cut]).fault.byte + len(BOM_UTF8)
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ['{"a": "天気', '{"a": 1}\n{', '{"a": 1}\n{"role'])
+def test_json_that_ends_early(text: str, codec: str) -> None:
+    assert examine(text.encode(codec)).fault == "json ends early"
+
+
+@pytest.mark.parametrize("text", ["[1] [2] [", '[1]\n["a', "{", '{"role'])
+def test_text_that_begins_like_json(text: str) -> None:
+    assert examine(text.encode()).fault == ""
 
 
 LARGE = {"messages": [random.Random(n).randbytes(100).hex() for n in range(1_000)]}

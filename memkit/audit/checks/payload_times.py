@@ -22,7 +22,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
 from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, a_dict, seconds
-from memkit.formats.parsing.bounded_json import parse
+from memkit.formats.parsing.documents import open_payload
 from memkit.policy import ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 from memkit.render import counted, duration
@@ -142,7 +142,7 @@ def _document(value: RedisValue) -> Any:
 
 
 def _parsed(data: bytes) -> Any:
-    value = parse(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
+    value = open_payload(data).value if len(data) <= MOST_PAYLOAD_BYTES else None
     return data.decode(errors="replace") if value is None and len(data) < 64 else value
 
 

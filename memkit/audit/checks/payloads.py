@@ -37,7 +37,7 @@ larger chance is enough to explain bytes of no known encoding.
 """
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
-ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", ENCRYPTED, *UNUSUAL)
+ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", "utf-16", ENCRYPTED, *UNUSUAL)
 """A known store's own JSON in one of these is another encoding."""
 REFUSED = ("encoding_changed", "partly_decoded")
 """What a known store's decoder reports if a payload is whole and not the store's."""

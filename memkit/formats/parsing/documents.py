@@ -148,7 +148,8 @@ def open_payload(data: bytes) -> Opened:
     """Return the value in a payload, the bytes as Redis has them."""
     if json_start(data) in (b"{", b"["):
         value = _json_or_lines(data)
-        return Opened(value, "text" if value is None else "json")
+        if value is not None or b"\0" not in data[:4]:
+            return Opened(value, "text" if value is None else "json")
     found = examine(data, keep_bytes=MAX_OPEN_BYTES + 1)
     encoding, inner = str(found), found.inner
     if encoding == "text" and (prefix := _PREFIX.match(data)) and (parsed := parse(data[prefix.end() :])).fault is None:

@@ -52,6 +52,8 @@ _OLD_PICKLES = b"(]})cVSUXILFG"
 """What a pickle of protocol 0 or 1 of more than one plain value begins with: a mark, a container, a class, a scalar."""
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 _FERNET = re.compile(rb"gAAAAA[A-Za-z0-9_-]{60,}={0,2}")
+_UTF_16_START = re.compile(rb"\xff\xfe|\xfe\xff|(\0?)[\[{]\0[\s\"\[{\]}]")
+"""A byte order mark, or the beginning of JSON, by which the order of the bytes is known without one."""
 _PREFIXED = re.compile(rb"[A-Za-z][A-Za-z0-9_.-]{0,15}[:|$]")
 _PHP = re.compile(rb"(?:\w{1,99}\|)?(?:[aO]:\d+:[{\"]|s:\d+:\")|\w{1,99}\|(?:[bdi]:[\d.-]+|N);")
 """What serialize() writes, or session_encode(): the name of each value before it."""
@@ -160,12 +162,22 @@ def looks_like(data: bytes) -> str:
 def _layer(data: bytes, keep_bytes: int = PEEK_BYTES, *, whole: bool = True) -> _Layer:
     if not data:
         return _Layer("empty")
+    if found := _utf_16(data):
+        return found
     replaced = data[:PEEK_BYTES].count(_REPLACEMENT)
     if _REPLACED_MAGIC.match(data) or replaced >= max(FEWEST_REPLACED, REPLACED_SHARE * (len(data) - 2 * replaced)):
         return _Layer("text", fault="with replacement characters: bytes were decoded as text, and are lost")
     if json_start(data) in (b"{", b"[", b'"') and (found := _document(data, whole=whole)):
         return found
     return _text_layer(data) if _is_text(data) else _binary_layer(data, keep_bytes)
+
+
+def _utf_16(data: bytes) -> _Layer | None:
+    """Return the layer of text in UTF-16, as .NET and Java may write it."""
+    found = _UTF_16_START.match(data)
+    codec = "utf-16" if not found or found[1] is None else "utf-16-be" if found[1] else "utf-16-le"
+    inner = ((found and _decoded(data, codec)) or "").encode()
+    return _Layer("utf-16", inner) if inner and _is_text(inner) else None
 
 
 # -- JSON and what is taken for it -------------------------------------------------------------------------------------
@@ -221,7 +233,7 @@ def _expression(data: bytes) -> ast.expr | None:
 
 def _documents(text: str) -> _Layer | None:
     """Return the layer of several JSON documents, or of one that ends early; None for other text."""
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at, value = json.JSONDecoder(), 0, None
     for _ in range(MOST_DOCUMENTS):
         found = _BETWEEN.match(text, at)
         if not found:
@@ -230,7 +242,7 @@ def _documents(text: str) -> _Layer | None:
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            cut = _ends_early(error, text) and _JSON_OBJECT.match(text, at)
+            cut = _ends_early(error, text) and (isinstance(value, dict) or _JSON_OBJECT.match(text, at))
             return _Layer("json", fault="ends early") if cut else None
         except (ValueError, RecursionError):
             return None
@@ -250,10 +262,10 @@ def _ends_early(error: json.JSONDecodeError, text: str) -> bool:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def _decoded(data: bytes, *, whole: bool = False) -> str | None:
+def _decoded(data: bytes, codec: str = "utf-8", *, whole: bool = False) -> str | None:
     """Return a text, unless ``whole`` without a last character that is incomplete; None for other bytes."""
     with suppress(UnicodeDecodeError):
-        return codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
+        return codecs.getincrementaldecoder(codec)().decode(data, final=whole)
     return None
 
 
@@ -394,7 +406,8 @@ def _zstd(data: bytes, keep_bytes: int) -> _Layer:
         last = bool(block & 1)
     if at + (4 if head & 4 else 0) > len(data):
         return _Layer("zstd", fault="ends early")
-    return _opened("zstd", "zstandard", data, keep_bytes)
+    # With the id of a dictionary in its head, a frame cannot be decompressed without that.
+    return _Layer("zstd") if head & 3 else _opened("zstd", "zstandard", data, keep_bytes)
 
 
 def _lz4(data: bytes, keep_bytes: int) -> _Layer:
@@ -415,7 +428,7 @@ def _lz4(data: bytes, keep_bytes: int) -> _Layer:
         at += size + (4 if flags & 16 else 0)
     if at + (4 if flags & 4 else 0) > len(data):
         return _Layer("lz4", fault="ends early")
-    return _opened("lz4", "lz4.frame", data, keep_bytes)
+    return _Layer("lz4") if flags & 1 else _opened("lz4", "lz4.frame", data, keep_bytes)
 
 
 def _opened(name: str, module: str, data: bytes, keep_bytes: int) -> _Layer:
