@@ -137,10 +137,12 @@ than all that ``memkit -h`` needs.
 """
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'memkit' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "memkit.errors")), name)
+if not TYPE_CHECKING:  # a type checker would allow any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'memkit' has no attribute {name!r}")
+        return getattr(import_module(_MODULES.get(name, "memkit.errors")), name)
 
 
 class _Package(ModuleType):

@@ -166,9 +166,11 @@ def report_columns() -> int:
 
 
 def wrapped(text: str, *, indent: str = "", columns: int | None = None) -> str:
-    """Return a paragraph broken at words; a longer word, such as a command, stays whole."""
+    """Return a paragraph broken at words; a longer word stays whole, and so does ``--option 'value'``, to be pasted."""
+    text = re.sub("(--[a-z]+) (?=')", "\\1\0", text)
     columns = columns or report_columns()
-    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    filled = textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\0", " ")
 
 
 def colored(text: str, style: str, *, color: bool) -> str:

@@ -1,5 +1,6 @@
 """What scripts and other people's tests depend on."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def test_public_classes_are_where_pickle_looks():
     for name in set(memkit.__all__) - {"connect", "inspect_session", "observe_expiry"}:
         kind = getattr(memkit, name)
         assert getattr(import_module(kind.__module__), kind.__qualname__) is kind
+
+
+def test_type_checkers_see_every_public_name():
+    tree = ast.parse(inspect.getsource(memkit))
+    checked = next(node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    seen = {alias.name for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen - {"InteractiveShell"} == set(memkit.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -36,6 +36,11 @@ def test_duration_has_at_most_two_units(ms, text):
     assert duration(ms) == text
 
 
+def test_option_and_its_value_stay_on_one_line():
+    text = "two TTLs under one prefix; if that is intended: --expect 'chat:*=5m|7d' --full"
+    assert wrapped(text, columns=60).splitlines()[1] == "--expect 'chat:*=5m|7d' --full"
+
+
 @pytest.mark.parametrize("text", ["7d", "36h", "5m", "90s", "1.5s", "250ms", "75m"])
 def test_duration_of_one_unit_can_be_typed_as_a_ttl(text):
     assert duration(duration_ms(text)) == text

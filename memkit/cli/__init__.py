@@ -3,20 +3,21 @@
 import sys
 from collections.abc import Sequence
 
-from memkit.cli.parser import WRONG_USE, command_line
-
-INTERRUPTED = 130
+WRONG_USE, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (None: that of ``sys.argv``) and return its exit code."""
-    parser = command_line()
     try:
+        # Imported here, because Ctrl-C while anything is imported is no traceback.
+        from memkit.cli.parser import command_line
+
+        parser = command_line()
         given = parser.parse_args(arguments)
         if given.command is None:
             parser.print_help(sys.stderr)
             return WRONG_USE
-        from memkit.cli.commands import run  # here, because Ctrl-C while redis-py is imported is no traceback
+        from memkit.cli.commands import run
 
         return run(given)
     except KeyboardInterrupt:

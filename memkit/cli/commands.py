@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +16,8 @@ import redis
 
 from memkit.config import expected
 from memkit.connect import cli_command, redact
-from memkit.errors import MemkitError
-from memkit.policy import duration_ms, ttl_ms
+from memkit.errors import MemkitError, PolicyError
+from memkit.policy import duration_ms
 from memkit.readonly.values import to_bytes
 from memkit.render import progress, wrapped
 from memkit.server.launcher import RedisServer, ended_by_signals, modules_config
@@ -30,7 +31,11 @@ ADVICE = (
         "noauth|wrongpass|invalid username-password|authentication required|without any password|invalid password",
         "check the user in the URL and the password, which REDISCLI_AUTH or --askpass can supply",
     ),
-    ("noperm|no permissions", "use another user, or create the one that memkit audit URL --acl prints"),
+    (
+        "noperm|no permissions",
+        "use another user, or create the one that memkit audit URL --acl prints (to record: memkit record URL --acl)",
+    ),
+    ("certificate verify failed", "put ?ssl_ca_certs=FILE, the certificate of its authority, at the end of the URL"),
     ("db index|select is not allowed", "check the database number at the end of the URL; /0 always exists"),
     ("name or service|name resolution|nodename", "the host name is unknown: check it in the URL"),
     (
@@ -86,7 +91,9 @@ def _report_error(error: Exception, url: str | None) -> int:
     cause: Any = error.__cause__
     if url and isinstance(error, REDIS_ERRORS):
         message += f" (server: {redact(url)}); {_advice(error, redact(url))}"
-    elif url and (isinstance(cause, redis.ConnectionError | redis.TimeoutError) or "NOAUTH" in str(cause)):
+    elif url and (
+        isinstance(cause, redis.ConnectionError | redis.TimeoutError) or re.search("NOAUTH|NOPERM", str(cause))
+    ):
         message = f"{message.removesuffix('.')}; {_advice(cause, redact(url))}"
     print(f"memkit: {message}", file=sys.stderr)
     return NO_VERDICT
@@ -103,10 +110,22 @@ def _advice(error: Exception, url: str) -> str:
     failed = re.search(r"connecting to (\S+:\d+)", message)
     if failed and failed[1] not in server:  # another server of a cluster
         server = failed[1]
-    ping = f"{cli_command(url, server)} ping"
+    advice = f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right"
     if isinstance(error, redis.TimeoutError):
-        return f"check whether the server is busy or a firewall blocks it; try: {ping}"
-    return f"check that it is running and that the {'socket' if scheme == 'unix' else 'port'} is right; try: {ping}"
+        advice = "check whether the server is busy or a firewall blocks it"
+    if scheme.startswith("rediss"):
+        advice += "; if the port does not use TLS, use redis://"
+    elif re.search("reset by peer|closed", message):
+        advice += "; if the port uses TLS, use rediss://"
+    return f"{advice}; try: {cli_command(url, server)} ping"
+
+
+def _seconds(option: str, text: str) -> float:
+    """Return a duration in seconds; PolicyError, which names the option, unless it is above zero."""
+    with suppress(PolicyError):
+        if (ms := duration_ms(text)) > 0:
+            return ms / 1000
+    raise PolicyError(f"{option} {text}: expected a time above zero, such as 30s, 10m or 2h")
 
 
 def _lab(given: argparse.Namespace) -> int:
@@ -130,7 +149,7 @@ def _server(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace) -> int:
     from memkit.audit.run import acl_rule, audit
 
-    watch_s = duration_ms(given.watch) / 1000 if given.watch else 0.0
+    watch_s = 0.0 if given.watch is None else _seconds("--watch", given.watch)
     expect = expected(given.expect)
     if given.acl:
         print(acl_rule(expectation.prefix for expectation in expect))
@@ -201,7 +220,7 @@ def _record(given: argparse.Namespace) -> int:
         return 0
     if given.output is None:
         raise MemkitError("no file for the recording: give -o FILE.db")
-    for_s = None if given.duration is None else ttl_ms(given.duration) / 1_000
+    for_s = None if given.duration is None else _seconds("--for", given.duration)
     done = record(
         given.source,
         Path(given.output),
@@ -270,6 +289,8 @@ def run(given: argparse.Namespace) -> int:
         _complete(given)
         if file and not file.absolute().parent.is_dir():
             raise MemkitError(f"the folder {file.parent} does not exist; make it, or give {option} another file")
+        if file and not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+            raise MemkitError(f"{file} cannot be written; give {option} another file")
         return COMMANDS[given.command](given)
     except BrokenPipeError:
         # The reader closed the pipe; the interpreter's last flush must not fail again.
@@ -278,6 +299,8 @@ def run(given: argparse.Namespace) -> int:
     except (MemkitError, *REDIS_ERRORS, OSError) as error:
         if file and getattr(error, "errno", None) == errno.ENOSPC:
             error = MemkitError(f"{file} is not complete: no space left; delete it and give {option} another file")
+        elif file and isinstance(error, OSError) and str(error.filename) == str(file):
+            error = MemkitError(f"{file} cannot be written: {error.strerror}; give {option} another file")
         sources = getattr(given, "sources", [getattr(given, "source", getattr(given, "url", None))])
         urls = [one for one in sources if one and "://" in one]
         return _report_error(error, next(iter(urls), None))

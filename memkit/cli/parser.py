@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 import memkit
 
 COLUMNS = 80
-WRONG_USE = 2
 FILES = ", an RDB file, a directory of RDB files (one for each shard) or an append-only directory"
 SUMMARIES = {
     "lab": "Open JupyterLab with the notebooks, a private Redis and the demo incident.",
@@ -31,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage."""
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} -h\n")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} -h\n")
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -97,12 +97,7 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
         raise PolicyError(f"a Redis URL or a redis.Redis client is expected, not {type(client).__name__}")
     opened: list[ReadOnlyConnection] = []
     try:
-        try:
-            route, slots = _open_servers(client, opened, replicas=replicas, tolerant=tolerant)
-        except (redis.TimeoutError, redis.ConnectionError) as error:
-            if isinstance(error, redis.AuthenticationError) or not str(url_or_client).startswith("rediss"):
-                raise
-            raise type(error)(f"{error} (the port may not use TLS: redis:// connects without it)") from None
+        route, slots = _open_servers(client, opened, replicas=replicas, tolerant=tolerant)
         if all(one.failure for one in opened):
             raise next(one.failure for one in opened if one.failure)
         url = redact(url_or_client) if isinstance(url_or_client, str) else opened[0].name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from memkit import MemoryStore, RedisServer, connect
 from memkit.cli import main
+from memkit.errors import ServerError
 from memkit.formats.capture import load_capture
 from memkit.server import free_port
 
@@ -176,6 +178,73 @@ def test_a_connection_error_has_advice(capsys, ports, tmp_path, command, url, ad
     assert advice.format(**ports) in err
     assert "hunter2" not in err
     assert "<redis" not in err
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl on this machine")
+    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
+    made = ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost", "-newkey", "rsa:2048"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", "-nodes", *made, *names], check=True, capture_output=True)
+    config = {"tls-port": free_port(), "tls-cert-file": certificate, "tls-key-file": key, "tls-auth-clients": "no"}
+    config["tls-ca-cert-file"] = certificate
+    try:
+        with RedisServer(config={name: str(value) for name, value in config.items()}):
+            yield {"tls": config["tls-port"], "certificate": certificate}
+    except ServerError as error:
+        pytest.skip(f"this server has no TLS: {error}")
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("redis://127.0.0.1:{tls}/0", "the port is right; if the port uses TLS, use rediss://; try: redis-cli"),
+        ("rediss://127.0.0.1:{tls}/0", "put ?ssl_ca_certs=FILE, the certificate of its authority, at the end"),
+        ("rediss://127.0.0.1:{port}/0", "if the port does not use TLS, use redis://; try: redis-cli"),
+        ("rediss://127.0.0.1:{tls}/0?ssl_ca_certs={certificate}", "no_data: the database is empty"),
+    ],
+)
+def test_advice_about_tls(capsys, tls, ports, url, advice):
+    code, out, err = run(capsys, "audit", url.format(**tls, **ports))
+    assert code == 2
+    assert advice in (err or out)
+
+
+def test_a_recorder_without_rights_has_advice(capsys, ports, tmp_path):
+    with connect(f"redis://127.0.0.1:{ports['port']}/0") as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">hunter2", "~*", "+get", "+ping")
+    url = f"redis://reader:hunter2@127.0.0.1:{ports['port']}/0"
+    err = run(capsys, "record", url, "-o", str(tmp_path / "incident.db"), "--for", "1s")[2]
+    assert "the recording cannot begin: NOPERM" in err
+    assert "memkit record URL --acl" in err
+
+
+@pytest.mark.parametrize("span", ["0s", "-5s", "soon"])
+@pytest.mark.parametrize("option", ["--for", "--watch"])
+def test_a_duration_that_is_none_names_its_option(capsys, tmp_path, option, span):
+    command = {
+        "--for": ["record", "redis://127.0.0.1:1", "-o", str(tmp_path / "x.db")],
+        "--watch": ["audit", "redis://127.0.0.1:1"],
+    }[option]
+    code, _, err = run(capsys, *command, f"{option}={span}")
+    assert (code, err) == (2, f"memkit: {option} {span}: expected a time above zero, such as 30s, 10m or 2h\n")
+
+
+@pytest.mark.parametrize("command", ["triage", "record", "audit"])
+@pytest.mark.parametrize("folder", ["/proc", "/sys"])
+def test_a_file_that_cannot_be_written_is_named(capsys, ports, command, folder):
+    if not Path(folder).is_dir():
+        pytest.skip(f"no {folder} on this machine")
+    file = f"{folder}/memkit-test"
+    option = "--affected" if command == "audit" else "-o"
+    more = ["--for", "1s"] if command == "record" else ["--expect", "s=7d"]
+    code, _, err = run(capsys, command, f"redis://127.0.0.1:{ports['port']}/0", option, file, *more)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert file in err
+    assert "Errno" not in err
 
 
 def test_replica_that_does_not_answer_hides_no_session(capsys):

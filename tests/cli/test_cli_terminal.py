@@ -97,18 +97,19 @@ def test_ctrl_c_exits_with_130(server: RedisServer, monkeypatch: pytest.MonkeyPa
     assert main(["inspect", server.url, "chat:1"]) == 130
 
 
-def test_ctrl_c_during_imports_is_no_traceback() -> None:
+@pytest.mark.parametrize("module", ["argparse", "memkit.cli.commands", "redis"])
+def test_ctrl_c_during_imports_is_no_traceback(module: str) -> None:
     script = """
 import os, signal, sys
-class AtTheImportOfRedis:
+class Interrupts:
     def find_spec(self, name, *_):
-        if name == "redis":
+        if name == "MODULE":
             os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, AtTheImportOfRedis())
+sys.meta_path.insert(0, Interrupts())
 from memkit.cli import main
 sys.exit(main(["audit", "redis://127.0.0.1:1"]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script.replace("MODULE", module)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
