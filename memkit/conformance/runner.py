@@ -184,16 +184,13 @@ def run(
     names: Iterable[str] = (),
     on_case: Callable[[CaseResult], None] = lambda _: None,
 ) -> Result:
-    """Test a store in a process of its own.
+    """Test a store in a process of its own, and return the result of every case.
 
     Args:
         spec: The adapter's ``package.module:factory``.
         limit_s: Seconds a case may take; one that takes longer fails, and its process is ended.
         names: The cases to run; all by default.
         on_case: Called with each result.
-
-    Returns:
-        The result of every case.
 
     Raises:
         AdapterError: The adapter cannot be imported, lacks a method, raises in open(), hangs at once or ends its

@@ -44,9 +44,6 @@ def load_capture(client: Any, name: str, *, json_as_text: bool = False) -> str:
         name: One of ``names()``.
         json_as_text: Write keys of the JSON module as strings. No library does so, but ``inspect_session`` reads both.
 
-    Returns:
-        The session's id.
-
     Raises:
         MemkitError: The capture has keys of the JSON module and the server does not have it.
         DecodeError: There is no such capture.

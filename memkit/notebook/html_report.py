@@ -33,7 +33,7 @@ def write_html_report(
     db: int | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Audit a server or a file, read-only, and write the report as one HTML file: ``memkit triage``.
+    """Audit a server or a file, read-only, write the report as one HTML file (``memkit triage``), and return it.
 
     Args:
         url: A Redis URL, or a file as for ``audit``; None: the demo incident on a private server.
@@ -42,9 +42,6 @@ def write_html_report(
         at: A timezone-aware moment of an append-only directory; None: its end.
         db: The database of a file; None: 0, or the one with most keys if 0 has none.
         progress: Called with the number of checked keys and of all keys.
-
-    Returns:
-        The audit in the report.
 
     Raises:
         PolicyError: An expectation is invalid.

@@ -29,14 +29,11 @@ class ExpectationNeeded(PolicyError):
 
 
 def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
-    """Audit a live server, read-only.
+    """Return the audit of a live server, read-only.
 
     Args:
         url: A Redis URL.
         expectations: The expected TTLs, such as ``"chat:*=7d"``; none: those of the configuration file.
-
-    Returns:
-        The report.
 
     Raises:
         ExpectationNeeded: No expectation is given. The message lists the prefixes and TTLs that were found.
@@ -79,14 +76,11 @@ def affected(report: AuditReport, *, reveal: bool = False, limit: int = MAX_ROWS
 
 
 def timeline(source: str, session: str) -> Any:
-    """Return the timeline of one session from a record of the past; without one, print how to make it.
+    """Return the figure of one session's timeline from a record of the past; without one, print how to make it.
 
     Args:
         source: A recording, an append-only directory, or several RDB files with spaces between them; empty: none.
         session: The session's id or a key.
-
-    Returns:
-        A figure, as of ``plot.show``; None without a record.
 
     Raises:
         SourceError: The record cannot be read.

@@ -201,15 +201,12 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
     _asynchronous = False
 
     def save(self, session_id: str, messages: list[Message], *, version: int | None = None) -> int:
-        """Replace the messages, all or none. Summary and metadata stay.
+        """Replace the messages, all or none, and return the new version. Summary and metadata stay.
 
         Args:
             session_id: The session; it is created if it does not exist.
             messages: JSON objects, oldest first.
             version: The version that the session must have; 0: it must not exist; None: any.
-
-        Returns:
-            The new version.
 
         Raises:
             Conflict: The session has another version.
@@ -218,14 +215,11 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return self._write(self._operations.save(session_id, messages, version=version))
 
     def load(self, session_id: str, last: int | None = None) -> list[Message] | None:
-        """Return the messages exactly as saved, oldest first.
+        """Return the messages exactly as saved, oldest first; None if the session does not exist.
 
         Args:
             session_id: The session.
             last: Return only this many of the newest messages; None: all.
-
-        Returns:
-            The messages, or None if the session does not exist.
         """
         messages = self._read(self._operations.load(session_id, last))
         if messages is not None and self.policy.refresh_on_read:
@@ -233,7 +227,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return messages
 
     def append(self, session_id: str, *messages: Message, create: bool = True) -> int:
-        """Add messages exactly once.
+        """Add messages exactly once, and return the version that contains them.
 
         A message with its own ``"id"`` (a string) is not added if the session's last 1,024 messages contain that id.
 
@@ -241,9 +235,6 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
             session_id: The session.
             *messages: JSON objects, oldest first.
             create: Create a session that does not exist.
-
-        Returns:
-            The version that contains the messages.
 
         Raises:
             SessionNotFound: The session does not exist, and ``create`` is False.
@@ -272,16 +263,13 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         metadata: Mapping[str, Any] | None = None,
         version: int | None = None,
     ) -> int:
-        """Change summary and metadata. Messages are not rewritten.
+        """Change summary and metadata, and return the new version. Messages are not rewritten.
 
         Args:
             session_id: The session.
             summary: The new summary; None removes it.
             metadata: Values to merge by name; None as a value removes one.
             version: The version that the session must have; None: any.
-
-        Returns:
-            The new version.
 
         Raises:
             SessionNotFound: The session does not exist.
@@ -291,14 +279,11 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return self._write(self._operations.update(session_id, summary, metadata, version))
 
     def put_vectors(self, session_id: str, array: Any) -> int:
-        """Store an array with the session; it has the session's deadline.
+        """Store an array with the session, whose deadline it has, and return the new version.
 
         Args:
             session_id: The session.
             array: Any buffer of float32, of any shape: numpy's, or ``array.array("f")``.
-
-        Returns:
-            The new version.
 
         Raises:
             SessionNotFound: The session does not exist.
@@ -318,13 +303,10 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return self._read(self._operations.get_vectors(session_id))
 
     def touch(self, session_id: str) -> bool:
-        """Renew a sliding deadline.
+        """Renew a sliding deadline; return whether the session exists.
 
         Args:
             session_id: The session.
-
-        Returns:
-            Whether the session exists.
         """
         return self._write(self._operations.touch(session_id))
 
@@ -340,13 +322,10 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return self._read(self._operations.ttl(session_id))
 
     def delete(self, session_id: str) -> bool:
-        """Remove a session and its vectors.
+        """Remove a session and its vectors; return whether the session existed.
 
         Args:
             session_id: The session.
-
-        Returns:
-            Whether the session existed.
         """
         born = self._read(self._operations.born(session_id))
         return born is not None and self._write(self._operations.delete(session_id, born))
