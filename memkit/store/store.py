@@ -279,7 +279,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         return self._write(self._operations.update(session_id, summary, metadata, version))
 
     def put_vectors(self, session_id: str, array: Any) -> int:
-        """Store an array with the session, whose deadline it has, and return the new version.
+        """Store an array under the session's deadline, and return the new version.
 
         Args:
             session_id: The session.
