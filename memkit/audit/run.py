@@ -280,13 +280,30 @@ class _Audit:
         after: Sequence[dict[str, str]],
     ) -> list[Finding]:
         """Return what the servers report about themselves, and note it. ``after``: their counters at the end."""
-        findings = []
+        findings: dict[str, dict[str, Finding]] = {}
+        notes: dict[str, list[str]] = {}
+        names = [one.name for one in self._target.connections] or [self._target.url]
         database = self._snapshot.database if self._snapshot else self._target.connections[0].database
-        for server, now in zip(self._servers, after, strict=True):
-            findings += server_findings(server, context, sessions, after=now)
+        split = len(self._source.connections) == len(names) > 1
+        for at, (server, now) in enumerate(zip(self._servers, after, strict=True)):
+            own, keys = (context, sessions) if not split else self._of_shard(at, context, sessions)
+            for finding in server_findings(server, own, keys, after=now):
+                findings.setdefault(finding.cause, {})[names[at]] = finding
             started = "" if server.started_ms is None else context.when(server.started_ms)
-            self._notes += server_notes(server, self._expected, when=started, database=database)
-        return findings + [found for one in self._replicas if (found := replica_stale(one, context))]
+            for note in server_notes(server, self._expected, when=started, database=database):
+                notes.setdefault(note, []).append(names[at])
+        self._notes += [note if of == names else f"{', '.join(of)}: {note}" for note, of in notes.items()]
+        merged = [_of_cluster(each, len(names)) for each in findings.values()]
+        return merged + [found for one in self._replicas if (found := replica_stale(one, context))]
+
+    def _of_shard(
+        self, at: int, context: AuditContext, sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]]
+    ) -> tuple[AuditContext, list[tuple[Expectation, list[KeyFacts]]]]:
+        """Return the context and the sessions with the keys of one shard only."""
+        own = {one.key for one in context.keys if self._source.route(one.key) is self._source.connections[at]}
+        keys = [one for one in context.keys if one.key in own]
+        of_shard = [(expected, [one for one in found if one.key in own]) for expected, found in sessions]
+        return replace(context, keys=keys), of_shard
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"
@@ -600,6 +617,15 @@ def _without_expectations(context: AuditContext) -> list[Finding]:
     step = "check the database number and the server in the URL"
     text = "the database is empty: there is nothing to audit"
     return [Finding.of("no_data", message=text, confidence="proven", evidence=("DBSIZE is 0",), next=step)]
+
+
+def _of_cluster(found: Mapping[str, Finding], servers: int) -> Finding:
+    """Return the surest of one cause's findings about some of a cluster's servers, by their names; it names these."""
+    name, first = min(found.items(), key=lambda one: CONFIDENCE_RANKS[one[1].confidence])
+    if len({one.message for one in found.values()}) == 1 and len(found) == servers:
+        return first
+    others = [f"the same on {', '.join(one for one in found if one != name)}"] if len(found) > 1 else []
+    return replace(first, message=f"{name}: {first.message}", evidence=(*first.evidence, *others))
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:

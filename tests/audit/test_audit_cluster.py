@@ -73,6 +73,27 @@ def test_replica_of_a_cluster_is_read_on_each_shard(nodes: Cluster) -> None:
         assert sum(read[3:]) == 1_500
 
 
+@pytest.mark.parametrize("flushed", [True, False])
+def test_flush_of_one_shard(flushed: bool) -> None:
+    assert BINARY
+    with cluster(BINARY.path, replicas=False) as made, made.client() as client:
+        last = made.primaries[-1]
+        for number in range(300):
+            client.set(f"chat:{number}", "{}", ex=WEEK_S)
+            if number % 60 == 59:
+                for server in made.servers:
+                    server.clock.shift("1d")
+        if flushed:
+            with last.client() as one:
+                one.flushall()
+        for number in range(300, 330):
+            client.set(f"chat:{number}", "{}", ex=WEEK_S)
+        report = audit(made.url, expect={"chat:*": "7d"}, duty=1)
+        name = f"127.0.0.1:{last.port}: FLUSHALL "
+        assert [one.message.startswith(name) for one in report.findings if one.cause == "flushed"] == [True] * flushed
+        assert [note.startswith(name) for note in report.notes if "FLUSHALL" in note] == [True] * flushed
+
+
 def test_shards_without_a_replica_are_a_note() -> None:
     assert BINARY
     with cluster(BINARY.path, replicas=False) as made:

@@ -302,6 +302,17 @@ def test_short_values_of_another_shape(value: str, wrong: set[str], traffic: Tra
     assert causes(traffic.world(events).audited()) == wrong
 
 
+@pytest.mark.parametrize(("count", "ended"), [(3, False), (120, True)])
+def test_few_persistent_keys_date_no_end(count: int, ended: bool, traffic: Traffic) -> None:
+    # Of 3 in 7 h none is written in the last half an hour by chance, and what has a TTL of half an hour is no older.
+    traffic = replace(traffic, ttl_s=30 * MINUTE)
+    events = traffic.sessions(kind="string")
+    for age_s in replace(traffic, count=count).times(31 * MINUTE, 7 * HOUR):
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, kind="string", ttl_s=None)
+    (found,) = traffic.world(events).audited().findings
+    assert (found.cause, found.since_is) == ("no_ttl", "until" if ended else "upper bound")
+
+
 @pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])
 def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None:
     events = traffic.sessions() + traffic.write(f"chat:{name}", MINUTE)

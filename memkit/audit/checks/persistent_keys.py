@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, usual_bytes
-from memkit.audit.checks.ttl_inference import SLACK_MS, LifetimeAnalysis
+from memkit.audit.checks.ttl_inference import SLACK_MS, STOPPED_GAPS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -106,6 +107,9 @@ def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> 
     before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)
     if not before:
         return None
-    rate_before = before / (began - accesses[0])
-    quiet = after <= QUIETER * rate_before * (now_ms - began) and after < len(exact)
+    usual = before / (began - accesses[0]) * (now_ms - began)
+    # Of a few keys, none is written for a while by chance; and what has a TTL exists no longer than that.
+    lacking = usual - after + (after * math.log(after / usual) if after else 0)
+    lacking += len(exact) * (began - (now_ms - analysis.ttl)) / max(now_ms - began, 1)
+    quiet = after <= QUIETER * usual and lacking > STOPPED_GAPS and after < len(exact)
     return round(began) if quiet else None

@@ -224,7 +224,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
     if not others:
         others = f"{counted(len(context.keys), 'key')} without a prefix" if context.keys else ""
     server = context.server
-    expired, fields, started = server.number("expired_keys") or 0, server.expired_fields, server.started_ms
+    expired, fields, started = context.history.expired, server.expired_fields, server.started_ms
     ended, clients, past = "", server.called(*ABSOLUTE_DEADLINES), "EXPIREAT or PEXPIREAT"
     if not clients and not expired and not fields:
         clients, past = server.called("expire", "pexpire"), "EXPIRE or PEXPIRE"
