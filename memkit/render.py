@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import ceil
+from math import ceil, inf
 
 FEWEST_COLUMNS, MOST_COLUMNS = 40, 80
 SHOWN_CHARS = 2_000
@@ -134,11 +134,15 @@ class Table:
         return next(row[1:] for row in self.rows if row[0] == name)
 
     def to_text(self) -> str:
-        """Return the table as aligned text, without the caption."""
+        """Return the table as aligned text, without the caption; one cell a line if the terminal is too narrow."""
         lines = [self.titles, *([printable(cell) for cell in row] for row in self.rows)]
         widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
         padded = ([cell + " " * (w - width(cell)) for cell, w in zip(line, widths, strict=True)] for line in lines)
         text = ["  ".join(line).rstrip() for line in padded]
+        if max(map(width, text)) > terminal_columns():
+            names = max(map(width, self.titles)) + 2
+            named = ([name.ljust(names) + cell for name, cell in zip(self.titles, line, strict=True)] for line in lines)
+            text = ["\n".join(wrapped(cell, indent=" " * names) for cell in line) + "\n" for line in list(named)[1:]]
         return "\n".join([*text, *([f"… and {self._left_out:,} more"] if self._left_out else [])])
 
     def to_html(self) -> str:
@@ -158,11 +162,14 @@ class Table:
     _repr_html_ = to_html
 
 
+def terminal_columns() -> float:
+    """Return the width of the terminal; infinite if stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else inf
+
+
 def report_columns() -> int:
     """Return the width of reports: that of the terminal within 40 and 80 columns; 80 if stdout is no terminal."""
-    if not (sys.stdout and sys.stdout.isatty()):
-        return MOST_COLUMNS
-    return max(FEWEST_COLUMNS, min(MOST_COLUMNS, shutil.get_terminal_size().columns))
+    return int(max(FEWEST_COLUMNS, min(MOST_COLUMNS, terminal_columns())))
 
 
 def wrapped(text: str, *, indent: str = "", columns: int | None = None) -> str:

@@ -73,7 +73,7 @@ def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
     found = of(traffic.world(traffic.sessions(), after=fail).audited(), "writes_refused")
     assert (found.severity, found.confidence) == ("critical", "proven")
     assert "30 writes" in found.message
-    assert "MISCONF 30" in found.message
+    assert "errors of all commands: MISCONF 30" in found.message
     assert found.evidence[0].endswith("failed or rejected: set 30")
 
 

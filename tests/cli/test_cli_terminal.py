@@ -76,6 +76,14 @@ def test_report_has_width_of_terminal(server: RedisServer, columns: int, widest:
     assert max(map(len, lines)) > widest - 8
 
 
+def test_wide_table_has_a_cell_a_line(server: RedisServer) -> None:
+    tables = [on_a_terminal("inspect", server.url, "chat:1", columns=columns)[1] for columns in (30, 100)]
+    lines = [[line.split() for line in table.splitlines()] for table in tables]
+    assert ["key", "chat:1"] in lines[0]
+    assert ["TTL", "5m"] in lines[0] or ["TTL", "4m", "59s"] in lines[0]
+    assert ["key", "type", "part", "TTL", "idle", "bytes", "encoding"] in lines[1]
+
+
 def test_report_without_terminal_has_80_columns(server: RedisServer) -> None:
     command = [sys.executable, "-m", "memkit", "audit", server.url, "--expect", "chat:*=7d"]
     report = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "40"}).stdout

@@ -82,7 +82,7 @@ COLOURS = """async path => {
     return [getComputedStyle(figure).backgroundColor, getComputedStyle(ink).fill, page]
 }"""
 TIMES_IN_TILES = """[...document.querySelectorAll('.numbers time')].every(
-    time => time.getBoundingClientRect().right <= time.closest('div').getBoundingClientRect().right)"""
+    time => time.getBoundingClientRect().right <= time.closest('dd').getBoundingClientRect().right)"""
 # Playwright waits for a promise as long as it takes.
 IN_TIME = "value => Promise.race([({script})(value), new Promise((_, no) => setTimeout(no, {ms}, new Error('hangs')))])"
 
@@ -267,10 +267,10 @@ def test_the_triage_page_fits_a_phone_and_one_screen(scheme: str, visitor: Visit
     context = visitor.page.context.browser.new_context(color_scheme=scheme)
     page = context.new_page()
     page.goto(f"file://{tmp_path / 'report.html'}")
-    for width, height in ((390, 800), (1280, 900)):
+    for width, height in ((390, 800), (794, 1123), (1280, 900)):  # 794: printed on A4
         page.set_viewport_size({"width": width, "height": height})
         if visitor.shots:
-            page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width == 390)
+            page.screenshot(path=visitor.shots / f"triage-{scheme}-{width}.png", full_page=width < 1280)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(TIMES_IN_TILES)
     # The affected sessions, after verdict, numbers, figure, findings and evidence, are on the first screen.

@@ -118,7 +118,7 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset{failover}")
     if (refused := _refused(server)) or server.errors("OOM"):
         notes.append(
-            f"{counted(refused, 'write')} failed or were refused since the start or a reset: {_errors(server)}"
+            f"{counted(refused, 'write')} failed or were refused since the start or a reset; {_errors(server)}"
         )
     if rejected := server.number("rejected_connections"):
         notes.append(f"the server refused {counted(rejected, 'connection')} since the start or a reset (maxclients)")
@@ -216,7 +216,8 @@ def _errors(server: ServerFacts) -> str:
     counts = {code: server.errors(code) for name in server.info if (code := name.partition("errorstat_")[2])}
     most = max(counts.values(), default=0)
     found = sorted((-count, code) for code, count in counts.items() if code not in REDIRECTIONS)
-    return ", ".join(f"{code} {-count:,}" for count, code in found[:MOST_CODES] if -count >= REFUSED_SHARE * most)
+    shown = (f"{code} {-count:,}" for count, code in found[:MOST_CODES] if -count >= REFUSED_SHARE * most)
+    return f"errors of all commands: {', '.join(shown)}"
 
 
 def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Finding | None:

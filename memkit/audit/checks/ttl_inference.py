@@ -536,7 +536,8 @@ class LifetimeAnalysis:
         share = (len(known) - exact + 1) / (len(known) + 1)
         if len(members) * -math.log(share) < FEW_READS_NATS:
             return None, ""
-        return sure, f"no unread key has such a deadline, and at most {share:.0%} of the others were read"
+        read = f"at most {math.ceil(100 * share)}% of the others were read"
+        return sure, f"no session with such a deadline is unread, although {read}"
 
     def _is_unlike(self, suspects: Suspects) -> bool:
         """Whether reads of sessions like the others would explain far fewer keys with such deadlines.
