@@ -552,7 +552,7 @@ class _Audit:
         if unread := self._unread():
             return unread
         if self._unexplained:
-            return f"{self._unexplained}; to find out, read such a session with the application"
+            return self._unexplained
         for one in diagnoses:
             if one.unexplained:
                 return f"{one.expected.pattern}: {one.unexplained}; {settle}"

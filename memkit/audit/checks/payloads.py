@@ -39,6 +39,7 @@ UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
 ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", "utf-16", ENCRYPTED, *UNUSUAL)
 """A known store's own JSON in one of these is another encoding."""
+READ_ONE = "to find out, read such a session with the application"
 REFUSED = ("encoding_changed", "partly_decoded")
 """What a known store's decoder reports if a payload is whole and not the store's."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
@@ -95,6 +96,7 @@ class _Contents:
     known: KnownSessions = field(default_factory=KnownSessions)
     pops: int = 0
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     def add(self, value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) -> None:
         """Keep what a value shows."""
@@ -167,7 +169,7 @@ def check_values(
         content.dated = [session for session in content.dated if not short(session.facts)]
         found.findings += [finding for check in CHECKS.values() if (finding := check(one, content))]
         found.notes += content.notes
-        found.unexplained = found.unexplained or _encoded_twice(one, content)
+        found.unexplained = found.unexplained or _encoded_twice(one, content) or next(iter(content.doubts), None)
     explained = {problem.key for content in contents for problem in content.known.problems.values()}
     found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
     found.read = len(loads.names)
@@ -377,11 +379,12 @@ def _encoded_twice(expected: Expectation, content: _Contents) -> str | None:
     refused = {one.key for one in content.known.problems.values() if one.cause in REFUSED}
     if refused:
         many = counted(len(refused), "key")
-        return f"{many} matching {expected.pattern} have the names of a known store, but other payloads"
+        return f"{many} matching {expected.pattern} have the names of a known store, but other payloads; {READ_ONE}"
     for payloads in content.places.values():
         for encoding in (name for one in payloads if not one.known for name in one.encodings):
             if not UNUSUAL.isdisjoint(encoding.split(" > ")):
-                return f"a payload matching {expected.pattern} is {_named(encoding)}: readers may read it as text"
+                named = _named(encoding)
+                return f"a payload matching {expected.pattern} is {named}: readers may read it as text; {READ_ONE}"
     return None
 
 
@@ -439,6 +442,8 @@ CHECKS: dict[str, Callable[[Expectation, _Contents], Finding | None]] = {
     "changed encodings": _encoding_changed,
     "renewed absolute TTLs": lambda expected, content: prolonged(expected, content.dated),
     "trimmed sessions": lambda expected, content: trimmed(expected, content.dated),
-    "writes that do not renew the TTL": lambda expected, content: not_refreshed(expected, content.dated, content.notes),
+    "writes that do not renew the TTL": lambda expected, content: not_refreshed(
+        expected, content.dated, content.notes, content.doubts
+    ),
 }
 """What values are checked for; ``index_findings`` adds stale_index, for all expectations together."""
