@@ -103,9 +103,11 @@ class _WatchedServer:
         self.pushed: Tracker | CommandStream
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
         try:
-            reply = self._connection.ask("PEXPIRETIME", self._prefixes[0])
+            reply = self._connection.ask("PEXPIRETIME", self._prefixes[0] + b"0")  # %R~* does not match an empty name
             if refused(reply) and "unknown command" in str(reply):
                 raise ServerError(f"{url}: a recording needs PEXPIRETIME (Redis 7.0 or newer, or Valkey)")
+            if refused(reply):
+                raise reply
             if replication:
                 self.pushed = CommandStream(client, name=url, primary=replication == "primary")
             else:
@@ -195,11 +197,12 @@ def record(
     with Recording(Path(output)) as file:
         try:
             recorder = _Recorder(client, file, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+            what = recorder.begin()
         except ServerError:
             file.discard()
             raise
         try:
-            began(recorder.begin())
+            began(what)
             recorder.run(for_s, stop or threading.Event())
         finally:
             recorder.close()
@@ -244,7 +247,11 @@ class _Recorder:
         try:
             self._connect()
         except redis.RedisError as error:
-            raise ServerError(f"{url}: the recording cannot begin: {error}") from error
+            raise self._no_beginning(error) from error
+
+    def _no_beginning(self, error: redis.RedisError) -> ServerError:
+        advice = "; memkit record URL --acl prints the user that it needs" if "permission" in str(error).lower() else ""
+        return ServerError(f"{self._url}: the recording cannot begin: {error}{advice}")
 
     def _connect(self) -> None:
         self._server = _WatchedServer(
@@ -263,7 +270,11 @@ class _Recorder:
         watches = self._server.watches
         # The keys of other databases are not recorded.
         self._states = KeyStates(server=log, wanted=watches, keys_of=lambda db: self._present if db == self._db else {})
-        self._find_new()
+        try:
+            self._find_new()
+        except redis.RedisError as error:
+            self.close()
+            raise self._no_beginning(error) from error
         self._looked_s = time.monotonic()
         self._file.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)

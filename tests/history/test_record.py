@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from test_replication import pair
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
-from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, record
+from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, acl_rule, record
 from memkit.history.recording import Recording
 from memkit.history.run import history
 from memkit.history.states import KeyEvent, KeyState, Moment
@@ -445,11 +446,21 @@ def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_missing_right_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("-client|tracking", "client|tracking"),
+        ("-scan", "scan"),
+        ("-time", "time"),
+        ("-info", "info"),
+        ("resetkeys", "access a key"),
+    ],
+)
+def test_missing_right_is_named(missing: str, message: str, tmp_path: Path) -> None:
     with start("redis-8.2") as server, server.client() as admin:
-        admin.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+info", "+time", "+hello")
-        url = server.url.replace("unix://", "unix://reader:pw@")
-        with pytest.raises(ServerError, match="client|tracking"):
+        admin.execute_command(*acl_rule().replace("PASSWORD", "pw").split(), missing)
+        url = server.url.replace("unix://", "unix://memkit-record:pw@")
+        with pytest.raises(ServerError, match=rf"cannot begin: .*{re.escape(message)}.*memkit record URL --acl"):
             record(url, tmp_path / "incident.db", for_s=0.1)
         assert not list(tmp_path.iterdir())  # the next try with the right user needs no other name
 
