@@ -43,6 +43,7 @@ ADVICE = (
         "this server is no Sentinel: give a Sentinel's port (26379 by default), or use redis:// instead of "
         "redis+sentinel://",
     ),
+    ("^loading ", "wait until it has loaded its data; loading_eta_seconds in INFO persistence estimates how long"),
     ("^busy ", "a script blocks it: wait until that has ended, and look for it in redis-cli SLOWLOG GET"),
     (
         "^masterdown",

@@ -4,11 +4,12 @@ The page loads nothing and shows no message, no password and no session's name.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
@@ -51,6 +52,7 @@ def write_html_report(
     path = Path(output)
     if path.is_dir():
         raise MemkitError(f"{output} is a folder; give -o the name of a file, such as {path / 'triage.html'}")
+    _figures()
     if url:
         report = audit(url, expect=expectations, at=at, db=db, progress=progress)
     else:
@@ -61,16 +63,22 @@ def write_html_report(
     return report
 
 
-def page(report: AuditReport) -> str:
-    """Return the report as one HTML page; MemkitError if matplotlib is not installed."""
+def _figures() -> Sequence[Callable[[AuditReport], Any]]:
+    """Return the functions that draw the figures; MemkitError if matplotlib is not installed."""
     try:
         from memkit import plot
-        from memkit.plot.style import DARK
     except ImportError:
         raise MemkitError("the report has figures; type: pip install 'redis-memkit[lab]'") from None
+    return plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends
+
+
+def page(report: AuditReport) -> str:
+    """Return the report as one HTML page; MemkitError if matplotlib is not installed."""
+    draws = _figures()
+    from memkit.plot.style import DARK, show
+
     template = Template((resources.files("memkit.notebook") / "html_report.html").read_text("utf-8"))
-    draws = plot.plot_ttl_now, plot.plot_deadlines, plot.plot_future, plot.plot_ends
-    first, *others = (f"<figure>{plot.show(draw(report)).to_svg()}</figure>" for draw in draws)
+    first, *others = (f"<figure>{show(draw(report)).to_svg()}</figure>" for draw in draws)
     notes = [*(one.message for one in report.seen), *report.notes, report.proof_sentence()]
     return template.substitute(
         title=_html(report.verdict.sentence),

@@ -5,9 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from waiting import wait_for
 
 from memkit import MemoryStore, RedisServer, connect
 from memkit.cli import main
@@ -178,6 +183,31 @@ def test_a_connection_error_has_advice(capsys, ports, tmp_path, command, url, ad
     assert advice.format(**ports) in err
     assert "hunter2" not in err
     assert "<redis" not in err
+
+
+def test_a_server_that_loads_its_data_has_advice(capsys):
+    slow = {"key-load-delay": 5_000, "loading-process-events-interval-bytes": 1024, "enable-debug-command": "yes"}
+    at_once = {"retry": Retry(NoBackoff(), 0)}
+    with (
+        RedisServer(port=0, config=slow) as server,
+        server.client(**at_once) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        client.mset({f"chat:{n}": "x" * 100 for n in range(5_000)})
+        reloaded = threads.submit(server.client(socket_timeout=60).execute_command, "DEBUG", "RELOAD")
+        wait_for("a server that loads", lambda: is_loading(client))
+        code, out, err = run(capsys, "audit", server.url)
+        client.config_set("key-load-delay", 0)
+        reloaded.result()
+    assert (code, out) == (2, "")
+    assert "wait until it has loaded its data" in err
+
+
+def is_loading(client):
+    try:
+        return not client.ping()
+    except redis.BusyLoadingError:
+        return True
 
 
 @pytest.fixture(scope="module")

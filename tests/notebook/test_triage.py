@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
@@ -147,6 +148,13 @@ def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(html_report, "audit", counting)
     html_report.write_html_report(server.url, expect=["chat:*=7d"], output=tmp_path / "report.html")
     assert calls == [server.url]
+
+
+def test_without_matplotlib_nothing_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "memkit.plot", None)
+    monkeypatch.delattr("memkit.plot", raising=False)
+    with pytest.raises(MemkitError, match=r"pip install 'redis-memkit\[lab\]'"):
+        html_report.write_html_report("redis://127.0.0.1:1/0", output=tmp_path / "report.html")
 
 
 def test_invalid_arguments_write_no_page(tmp_path: Path) -> None:
