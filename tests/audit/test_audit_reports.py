@@ -50,6 +50,37 @@ def test_milliseconds_over_32_bits(ttl_ms: int, said: str | None, traffic: Traff
     assert said in found.message if said else "32-bit" not in found.message
 
 
+def unix_s(age_s: float) -> int:
+    return round(datetime.now(UTC).timestamp() - age_s + 7 * DAY)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "said"),
+    [
+        (lambda _: ("EX", 420), "by a factor of exactly 1,440: days taken for minutes"),
+        (lambda age_s: ("EX", unix_s(age_s)), "a Unix time in seconds: a point in time was given as a duration"),
+        (lambda age_s: ("PX", unix_s(age_s)), "a Unix time in seconds, taken for milliseconds: a point in time"),
+        (lambda _: ("EX", 1_814_400), None),
+        (lambda age_s: ("EXPIREAT", 1_000 * unix_s(age_s)), "Unix time in milliseconds: EXPIREAT takes seconds"),
+        (lambda _: ("EXPIREAT", 253_402_300_799), None),
+    ],
+)
+def test_ttl_that_is_a_time_or_in_minutes(
+    deadline: Callable[[float], tuple[str, int]], said: str | None, traffic: Traffic
+) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times(1, 400):
+        command, number = deadline(age_s)
+        key, absolute = f"chat:{traffic.uid()}", command == "EXPIREAT"
+        events.append((age_s, ("SET", key, "{}", *(() if absolute else (command, number)))))
+        events += [(age_s, (command, key, number))] if absolute else []
+    report = traffic.world(events, age_s=9 * DAY, steps=10_000).audited()
+    (found,) = report.findings
+    assert said in found.message if said else found.cause == "ttl_too_long"
+    assert found.since
+    assert (report.at - found.since).total_seconds() >= 380
+
+
 @pytest.mark.parametrize("reads", [0.3, 0.8])
 def test_minutes_as_seconds_among_reads(reads: float, traffic: Traffic) -> None:
     events: list[Event] = []

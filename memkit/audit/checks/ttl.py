@@ -388,10 +388,15 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
         if held_ms < expected_ms and abs(anomaly.ttl_ms - held_ms) <= TOGETHER_MS and not anomaly.jitter:
             left = f"a 32-bit integer, which leaves {held_ms:,}"
             return held_ms, f"the expected {expected_ms:,} milliseconds {how} {left}"
-    now_s = context.history.now_ms / 1000
+    now_s, given = context.history.now_ms / 1000, "a point in time was given as a duration (EXPIREAT, EXAT)"
     for unit, size in (("seconds", 1_000), ("milliseconds", 1_000_000)):
         if abs(ttl_ms / size - now_s) < SOME * now_s:
-            return ttl_ms, f"the TTL is a Unix time in {unit}: a point in time was given as a duration (EXPIREAT, EXAT)"
+            wrong_unit = size > 1_000 and context.server.called(*ABSOLUTE_DEADLINES)
+            given = "EXPIREAT takes seconds, PEXPIREAT milliseconds" if wrong_unit else given
+            return ttl_ms, f"the TTL is a Unix time in {unit}: {given}"
+    # A month of 20.8 days is one, too: only the very time of the writes and of their deadlines is no coincidence.
+    if abs(anomaly.ttl_ms - now_s) <= 2 * expected_ms / 1000:
+        return anomaly.ttl_ms, f"the TTL is a Unix time in seconds, taken for milliseconds: {given}"
     return ttl_ms, None
 
 

@@ -101,6 +101,7 @@ UNIT_FACTORS = {
     24: (DAY_MS, "days", "hours"),
     60: (MINUTE_MS, "minutes", "seconds"),
     1_000: (1, "seconds", "milliseconds"),
+    1_440: (DAY_MS, "days", "minutes"),
     3_600: (HOUR_MS, "hours", "seconds"),
     60_000: (MINUTE_MS, "minutes", "milliseconds"),
     86_400: (DAY_MS, "days", "seconds"),
@@ -343,7 +344,8 @@ class LifetimeAnalysis:
         peak = longest(sorted(one.given for one in self.long))
         members = [one for one in self.long if peak.holds(one.given)]
         ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
-        first = min(one.deadline for one in members) - peak.low
+        # One deadline for all, such as the end of a year, is no time of writing.
+        first = min(min(one.deadline for one in members) - peak.low, *(one.accessed for one in members))
         # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
         # only those from before, if there are hardly any others.
         exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
