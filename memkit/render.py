@@ -142,7 +142,8 @@ class Table:
         if max(map(width, text)) > terminal_columns():
             names = max(map(width, self.titles)) + 2
             named = ([name.ljust(names) + cell for name, cell in zip(self.titles, line, strict=True)] for line in lines)
-            text = ["\n".join(wrapped(cell, indent=" " * names) for cell in line) + "\n" for line in list(named)[1:]]
+            rows = ["\n".join(wrapped(cell, indent=" " * names) for cell in line) for line in list(named)[1:]]
+            text = ["\n\n".join(rows)]
         return "\n".join([*text, *([f"… and {self._left_out:,} more"] if self._left_out else [])])
 
     def to_html(self) -> str:

