@@ -144,14 +144,11 @@ def cli_command(url: str, server: str) -> str:
 
 
 def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
-    """Yield the names of the keys of one server, some twice, as SCAN does.
+    """Return the names of the keys of one server, some twice, as SCAN does.
 
     As bytes, whatever the client's ``decode_responses``: a name need not be UTF-8.
     """
-    cursor = None
-    while cursor != 0:
-        cursor, names = execute_undecoded(node, "SCAN", cursor or 0, "MATCH", match, "COUNT", 1000)
-        yield from names
+    return cast("Iterator[bytes]", node.scan_iter(match, count=1000, **{NEVER_DECODE: []}))
 
 
 def escape_glob(text: AnyStr) -> AnyStr:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from memkit.errors import MemkitError
 from memkit.render import printable
@@ -22,7 +22,6 @@ class AdapterError(MemkitError):
     """The suite cannot run with this adapter; one line that names the adapter and what is missing."""
 
 
-@runtime_checkable
 class Handle(Protocol):
     """One session of a store, with a client of its own."""
 
@@ -39,7 +38,6 @@ class Handle(Protocol):
         """Close the connection; the session stays."""
 
 
-@runtime_checkable
 class StoreAdapter(Protocol):
     """A session store behind the five methods that the suite calls.
 
@@ -80,9 +78,7 @@ def load(spec: str) -> StoreAdapter:
     if directory not in sys.path and "" not in sys.path:
         sys.path.insert(0, directory)
     try:
-        factory: object = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            factory = getattr(factory, part)
+        factory: object = pkgutil.resolve_name(spec)
     except BaseException as error:  # importing a module may raise anything, SystemExit included
         raise AdapterError(f"{spec}: the adapter cannot be imported: {error_line(error)}") from error
     if not callable(factory):

@@ -62,14 +62,18 @@ REFUSAL: Final = ord("!")
 BORN: Final = re.compile(rb'"born":"([\w-]+)",', re.ASCII)
 
 
-class Keep:
-    """The default of ``summary``: leave it unchanged (None removes it)."""
+class Default:
+    """The default of an argument that takes None too, shown in signatures as what it stands for."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
 
     def __repr__(self) -> str:
-        return "KEEP"
+        return self._shown
 
 
-KEEP: Final = Keep()
+KEEP: Final = Default("KEEP")
+"""Leave the summary unchanged; None removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +219,7 @@ class Operations:
     def update(
         self,
         session_id: str,
-        summary: str | Keep | None,
+        summary: str | Default | None,
         metadata: Mapping[str, Any] | None,
         version: int | None,
     ) -> Write[int]:
@@ -394,8 +398,8 @@ def _dialogue(messages: object) -> list[bytes]:
     return encode_messages(messages, listed=True)
 
 
-def _summary_arguments(summary: str | Keep | None) -> tuple[bytes, bytes]:
-    if isinstance(summary, Keep):
+def _summary_arguments(summary: str | Default | None) -> tuple[bytes, bytes]:
+    if isinstance(summary, Default):
         return b"0", b""
     if summary is None:
         return b"2", b""

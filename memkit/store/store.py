@@ -48,7 +48,7 @@ from memkit.policy import Duration, ExpiryPolicy
 from memkit.store.encoding import Message, Session
 from memkit.store.operations import (
     KEEP,
-    Keep,
+    Default,
     Operations,
     Read,
     Warned,
@@ -68,18 +68,10 @@ _warned_of: WeakKeyDictionary[object, set[Warned]] = WeakKeyDictionary()
 """The warnings of each client's stores: an application may make a store for every request."""
 READ_ATTEMPTS: Final = 6
 """How often a read is sent while others write in between; the last replies are decoded with the shorter TTL."""
+_NO_TTL: Final = Default("required")
+"""The default of ``ttl``: None is given on purpose."""
 RAW: Final = {NEVER_DECODE: True}
 """Replies stay bytes regardless of the client's ``decode_responses``, so that damage is seen."""
-
-
-class _NoTtl:
-    """The default of ``ttl``: None is given on purpose."""
-
-    def __repr__(self) -> str:
-        return "required"
-
-
-_NO_TTL: Final = _NoTtl()
 
 
 class _ClientChecked:
@@ -110,7 +102,7 @@ class _Store(_ClientChecked, Generic[C]):
         client: C,
         *,
         prefix: str,
-        ttl: Duration | ExpiryPolicy | _NoTtl | None = _NO_TTL,
+        ttl: Duration | ExpiryPolicy | Default | None = _NO_TTL,
         shorten: bool = False,
     ) -> None:
         if not isinstance(prefix, str):
@@ -123,8 +115,8 @@ class _Store(_ClientChecked, Generic[C]):
             warned = _warned_of.setdefault(client, set())
         except TypeError:  # a wrapper that has no hash or no weak references
             warned = set()
-        policy = ExpiryPolicy.of(None if isinstance(ttl, _NoTtl) else ttl)
-        if isinstance(ttl, _NoTtl) and (nested, policy, None) not in warned:
+        policy = ExpiryPolicy.of(None if isinstance(ttl, Default) else ttl)
+        if isinstance(ttl, Default) and (nested, policy, None) not in warned:
             warned.add((nested, policy, None))
             warnings.warn(
                 f"{type(self).__name__}(prefix={prefix!r}) has no ttl=, so its sessions never expire. Add ttl='7d', or "
@@ -259,7 +251,7 @@ class MemoryStore(_Store[redis.Redis | redis.RedisCluster]):
         self,
         session_id: str,
         *,
-        summary: str | Keep | None = KEEP,
+        summary: str | Default | None = KEEP,
         metadata: Mapping[str, Any] | None = None,
         version: int | None = None,
     ) -> int:
@@ -414,7 +406,7 @@ class AsyncMemoryStore(_Store["redis.asyncio.Redis | redis.asyncio.cluster.Redis
         self,
         session_id: str,
         *,
-        summary: str | Keep | None = KEEP,
+        summary: str | Default | None = KEEP,
         metadata: Mapping[str, Any] | None = None,
         version: int | None = None,
     ) -> int:
