@@ -343,8 +343,7 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
     values = {name: loaded.value if loaded else None for name, loaded in found.keys.items()}
     stored = SessionValues(found.owner, values)
     messages, problems, notes, configured = _decoded(stored, Redactor(reveal=reveal))
-    loaded = {name: loaded for name, loaded in found.keys.items() if loaded}
-    stored_keys = loaded
+    stored_keys = {name: loaded for name, loaded in found.keys.items() if loaded}
     loaded, fields_without_ttl = _with_field_ttls(reader, stored_keys)
     if ended := sum(each.metadata.ttl_ms is None and loaded[name] is not each for name, each in stored_keys.items()):
         notes.append(f"the TTL of {counted(ended, 'hash', 'hashes')} is that of its last field (HPTTL)")

@@ -289,8 +289,6 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _role(fields: Mapping[str, Any]) -> str | None:
-    if (plain := role_of(fields.get("role"))) != "other":
-        return plain
     found = (_role_in(fields[name]) for name in _ROLE_FIELDS if name in fields)
     if role := next((each for each in found if each != "other"), None) or _flagged(fields):
         return role

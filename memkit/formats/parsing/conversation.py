@@ -73,20 +73,19 @@ def find_entries(value: Any, key: str, depth: int = 0) -> list[Entry]:
         spoken = list(_spoken({str(at): each for at, each in enumerate(value)}, key).values())
         if 2 * len(spoken) >= len(value):  # of a conversation at least half are messages
             return spoken
-        return next(_deeper(value, key, depth), []) if len(value) <= _MOST_WRAPPED else []
+        return _deeper(value, key, depth) if len(value) <= _MOST_WRAPPED else []
     if not isinstance(value, dict):
         return []
     fields = [value[name] for name in LIKELY_FIELDS if name in value]
     lists = [each for each in fields if isinstance(each, list)]
-    if found := next(_deeper(lists, key, depth), []):  # a session may have an author, or a type, beside its messages
+    if found := _deeper(lists, key, depth):  # a session may have an author, or a type, beside its messages
         return found
     if alone := _spoken({"": value}, key):
         return list(alone.values())
     if pairs := next((found for name in PAIR_FIELDS if name in value and (found := _pairs(value[name], key))), []):
         return pairs
     fields += [each for name, each in value.items() if name not in LIKELY_FIELDS]
-    inner = [each for each in fields if isinstance(each, list | dict | str)]
-    return named_entries(value, key) or next(_deeper(inner, key, depth), [])
+    return named_entries(value, key) or _deeper(fields, key, depth)
 
 
 def named_entries(values: Mapping[str, Any], key: str) -> list[Entry]:
@@ -148,12 +147,9 @@ def trailing_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _deeper(values: Iterable[Any], key: str, depth: int) -> Iterator[list[Entry]]:
-    for each in values:
-        if isinstance(each, str) and each[:1] not in ("[", "{"):
-            continue
-        if found := find_entries(each, key, depth + 1):
-            yield found
+def _deeper(values: Iterable[Any], key: str, depth: int) -> list[Entry]:
+    """Return the messages in the first of these values that has some."""
+    return next((found for each in values if (found := find_entries(each, key, depth + 1))), [])
 
 
 def json_in(text: str) -> Any:
@@ -225,7 +221,7 @@ def in_order(entries: Sequence[Entry], *, ordered: bool = False) -> Iterator[Tur
         entries: The messages as they stand in their key.
         ordered: Whether they are known to stand oldest first.
     """
-    order = OLDEST_FIRST if ordered or not entries else order_of(entries)
+    order = OLDEST_FIRST if ordered else order_of(entries)
     if order == UNKNOWN_ORDER:
         order = NEWEST_FIRST if user_speaks_last(entries) else OLDEST_FIRST
         shown = "the last element first" if order == NEWEST_FIRST else "as they are stored"
