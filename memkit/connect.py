@@ -8,7 +8,6 @@ URLs: ``redis://``, ``rediss://``, ``unix://`` as redis-py reads them; ``redis+c
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, AnyStr, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -31,15 +30,6 @@ NO_DRIVER_INFO: Final[dict[str, Any]] = {"driver_info": None}
 
 AnyClient = redis.Redis | redis.RedisCluster
 AnyAsyncClient = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """The parts of a cluster or sentinel URL; ``service`` is the Sentinels' name of the primary."""
-
-    hosts: tuple[tuple[str, int], ...]
-    options: dict[str, Any]
-    service: str
 
 
 def connect(url: str, **options: Any) -> AnyClient:
@@ -70,11 +60,11 @@ def _connect(api: Any, url: str, options: dict[str, Any], **of_sentinel: Any) ->
     topology = _topology(url)
     if topology == "standalone":
         return _standalone(api.Redis, url, options)
-    address = _address(url)
-    options = address.options | options
+    hosts, of_url, service = _address(url)
+    options = of_url | options
     if topology == "sentinel":
-        return api.sentinel.Sentinel(address.hosts, **options).master_for(address.service, **of_sentinel)
-    nodes = [api.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        return api.sentinel.Sentinel(hosts, **options).master_for(service, **of_sentinel)
+    nodes = [api.cluster.ClusterNode(host, port) for host, port in hosts]
     return api.cluster.RedisCluster(startup_nodes=nodes, **options)
 
 
@@ -219,8 +209,8 @@ def _is_option(pair: str) -> bool:
     return bool(equals) and "@" not in name and ("@" not in value or name.endswith(("password", "username")))
 
 
-def _address(url: str) -> Address:
-    """Read a URL with several hosts and redis-py's options; credentials may be percent-encoded."""
+def _address(url: str) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
+    """Return the hosts of a cluster or sentinel URL, redis-py's options, and the Sentinels' name of the primary."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -234,7 +224,7 @@ def _address(url: str) -> Address:
     if "sentinel_password" in query:
         options["sentinel_kwargs"] = {"password": unquote(query.pop("sentinel_password"))}
     try:
-        pairs = tuple(_host_port(pair) for pair in hosts.split(","))
+        pairs = [_host_port(pair) for pair in hosts.split(",")]
         options |= redis.connection.parse_url(f"redis://?{'&'.join(map('='.join, query.items()))}")
     except ValueError as error:
         raise _invalid_url(url, error) from None
@@ -244,7 +234,7 @@ def _address(url: str) -> Address:
             raise ServerError(f"a sentinel URL ends with /service or /service/db, not {parts.path or '/'}")
         if database:
             options["db"] = int(database[0])
-    return Address(pairs, options, service)
+    return pairs, options, service
 
 
 def _host_port(text: str) -> tuple[str, int]:

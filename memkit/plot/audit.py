@@ -3,7 +3,7 @@
 No figure shows a key's name.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -146,23 +146,15 @@ def _vertical(ax: Axes, x: float, colour: str, line: Any, text: str, *, ha: str 
     ax.annotate(text, (x, 0.98), (4 if ha == "left" else -4, 0), fontsize=9, color=style.INK, **look)
 
 
-class _Drawn(NamedTuple):
-    """What is drawn: the keys, their number as text, their expected TTL, and the finding of a short TTL among them."""
+def _drawn(report: AuditReport) -> tuple[list[KeyFacts], str, float | None, Finding | None]:
+    """Return the keys to draw, their number as text, their expected TTL, and the finding of a short TTL among them.
 
-    keys: list[KeyFacts]
-    which: str
-    expected_s: float | None
-    short: Finding | None
-
-
-def _drawn(report: AuditReport) -> _Drawn:
-    """Return the keys with a TTL of the first expectation that has any; without expectations all keys with a TTL.
-
-    A finding that is only possible is not drawn as a fact.
+    They are those with a TTL of the first expectation that has any; without expectations all keys with a TTL. A finding
+    that is only possible is not drawn as a fact.
     """
     volatile = [one for one in report.sessions if one.deadline_ms is not None]
     if not report.expectations:
-        return _Drawn(volatile, counted(len(volatile), "key"), None, None)
+        return volatile, counted(len(volatile), "key"), None, None
     found = [(expectation.matching(volatile), expectation) for expectation in report.expectations]
     keys, expectation = next((pair for pair in found if pair[0]), found[0])
     expected_s = None if expectation.ttl_ms is None else expectation.ttl_ms / 1000
@@ -174,7 +166,7 @@ def _drawn(report: AuditReport) -> _Drawn:
         and (finding.prefix or "").startswith(expectation.prefix)
         and (finding.observed_ttl_s or 0) < (expected_s or 0)
     )
-    return _Drawn(keys, f"{counted(len(keys), 'key')} matching {expectation.pattern}", expected_s, next(short, None))
+    return keys, f"{counted(len(keys), 'key')} matching {expectation.pattern}", expected_s, next(short, None)
 
 
 def _share_below(left: Any, expected: float | None, which: str) -> str:
