@@ -3,8 +3,6 @@
 ``run("package.module:factory")`` runs all cases; ``StoreContract`` makes them tests of your own suite.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from memkit.conformance.adapter import AdapterError, Handle, StoreAdapter

@@ -1,7 +1,5 @@
 """Messages without their texts, and names without the words that only a payload holds, unless the reader asked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime

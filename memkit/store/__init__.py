@@ -1,7 +1,5 @@
 """MemoryStore: LLM sessions in Redis, one list for each session."""
 
-from __future__ import annotations
-
 from memkit.store.encoding import Session
 from memkit.store.store import AsyncMemoryStore, MemoryStore
 
