@@ -138,7 +138,7 @@ def scan(node: redis.Redis, match: str = "*") -> Iterator[bytes]:
 
     As bytes, whatever the client's ``decode_responses``: a name need not be UTF-8.
     """
-    return cast("Iterator[bytes]", node.scan_iter(match, count=1000, **{NEVER_DECODE: []}))
+    return cast("Iterator[bytes]", cast("Any", node).scan_iter(match, count=1000, **{NEVER_DECODE: []}))
 
 
 def escape_glob(text: AnyStr) -> AnyStr:

@@ -1,23 +1,10 @@
 """The adapter of memkit's own MemoryStore."""
 
-from __future__ import annotations
-
 import redis
 
 from memkit.conformance.adapter import Messages
 from memkit.connect import NO_DRIVER_INFO
 from memkit.store.store import MemoryStore
-
-
-class MemkitAdapter:
-    """A MemoryStore on a client of ``Redis.from_url``, with a sliding TTL."""
-
-    name = "memkit"
-
-    def open(self, url: str, session_id: str, ttl_s: float | None) -> MemkitHandle:
-        """Return a handle with a client of its own."""
-        client = redis.Redis.from_url(url, **NO_DRIVER_INFO)
-        return MemkitHandle(client, MemoryStore(client, prefix="session:", ttl=ttl_s), session_id)
 
 
 class MemkitHandle:
@@ -43,3 +30,14 @@ class MemkitHandle:
     def close(self) -> None:
         """Close the client."""
         self._client.close()
+
+
+class MemkitAdapter:
+    """A MemoryStore on a client of ``Redis.from_url``, with a sliding TTL."""
+
+    name = "memkit"
+
+    def open(self, url: str, session_id: str, ttl_s: float | None) -> MemkitHandle:
+        """Return a handle with a client of its own."""
+        client = redis.Redis.from_url(url, **NO_DRIVER_INFO)
+        return MemkitHandle(client, MemoryStore(client, prefix="session:", ttl=ttl_s), session_id)

@@ -122,12 +122,9 @@ def works_when_forked(env: TestEnvironment) -> bool:
     """Return whether the store answers in a forked process; one with a thread or loop from before may not."""
     if env.works_when_forked is None:
         session_id = env.new_id("forked")
-
-        def open_and_append() -> None:
-            env.open(session_id).append("user", "appended by a forked process")
-
+        process = ForkedProcess(lambda: env.open(session_id).append("user", "appended by a forked process"))
         try:
-            ForkedProcess(open_and_append).result(limit_s=env.limit_s * FORK_ANSWERS_WITHIN)
+            process.result(limit_s=env.limit_s * FORK_ANSWERS_WITHIN)
             env.works_when_forked = True
         except RuntimeError:  # no answer, or an error: a refusal
             env.works_when_forked = False

@@ -248,11 +248,8 @@ def _crash(env: TestEnvironment, keys: SessionKeys, session: TrialSession, nth: 
     which = "an existing" if session.messages else "a new"
     with FaultProxy(env.server) as proxy:
         proxy.lose("hold", nth)
-
-        def open_and_append() -> None:
-            env.adapter.open(proxy.url, session.id, env.ttl(session.ttl_s)).append(session.role("tool"), text)
-
-        process = ForkedProcess(open_and_append)
+        opened = partial(env.adapter.open, proxy.url, session.id, env.ttl(session.ttl_s))
+        process = ForkedProcess(lambda: opened().append(session.role("tool"), text))
         deadline = time.monotonic() + LONGEST_S
         while not process.is_done(within_s=0.001) and not proxy.lost.is_set() and time.monotonic() < deadline:
             pass
