@@ -30,6 +30,7 @@ RAN_ON_KEY = pytest.StashKey["set[str]"]()
 APPLICATION_FIXTURES = {"redis_client", "async_redis_client", "redis_client_url"}
 DECODING_FIXTURES = {"redis_memory_store", "memory_store"}
 TARGET_FIXTURES = {"redis_memory_store", "memory_store", "async_memory_store", "memkit_sandbox", "redis_url"}
+Keyspace = PrivateKeyspace | DedicatedDatabase
 FIXTURES = APPLICATION_FIXTURES | TARGET_FIXTURES | {"memkit_server", "memkit_clock", "memkit_server_factory"}
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
@@ -156,7 +157,7 @@ class _MovedClocks:
         self._before: list[tuple[RedisServer, timedelta]] = []
         self._logs = contextlib.ExitStack()
 
-    def add(self, part: PrivateKeyspace | DedicatedDatabase | RedisServer | Sandbox) -> None:
+    def add(self, part: Keyspace | RedisServer | Sandbox) -> None:
         """Move one more clock, if it is not moved already."""
         if part.clock in self.clocks:
             return
@@ -183,9 +184,7 @@ class _MovedClocks:
                     server.clock.shift(offset - server.clock.offset)
 
 
-def _move_too(
-    request: pytest.FixtureRequest, part: PrivateKeyspace | DedicatedDatabase | RedisServer | Sandbox
-) -> None:
+def _move_too(request: pytest.FixtureRequest, part: Keyspace | RedisServer | Sandbox) -> None:
     """Let a memkit_clock that exists already move this too: ``getfixturevalue`` may request fixtures in any order."""
     moved = request.node.stash.get(MOVED_KEY, None)
     if moved:
@@ -278,7 +277,7 @@ def async_memory_store(memkit_sandbox: Sandbox) -> Iterator[AsyncMemoryStore]:
 
 
 @pytest.fixture(scope="session")
-def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
+def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[Keyspace]:
     real = request.config.stash[REAL_URL_KEY]
     if not real:
         server = _started(request.config, port=0, config=modules_config())
@@ -301,10 +300,8 @@ def _memkit_keyspaces(request: pytest.FixtureRequest) -> Iterator[PrivateKeyspac
 
 @pytest.fixture
 def _memkit_keyspace(
-    request: pytest.FixtureRequest,
-    _memkit_keyspaces: PrivateKeyspace | DedicatedDatabase,
-    _memkit_sandboxes: dict[str, Sandbox],
-) -> Iterator[PrivateKeyspace | DedicatedDatabase]:
+    request: pytest.FixtureRequest, _memkit_keyspaces: Keyspace, _memkit_sandboxes: dict[str, Sandbox]
+) -> Iterator[Keyspace]:
     if isinstance(_memkit_keyspaces, DedicatedDatabase):
         request.node.stash[DATABASE_KEY] = _memkit_keyspaces
         # The sandbox of earlier tests has a key in the same database, the registry.
@@ -317,7 +314,7 @@ def _memkit_keyspace(
 
 
 @pytest.fixture
-def redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Iterator[Any]:
+def redis_client(_memkit_keyspace: Keyspace) -> Iterator[Any]:
     """A plain redis.Redis (``decode_responses`` off) for any key names; its database is empty and the test's own."""
     client = _memkit_keyspace.client()
     yield client
@@ -325,7 +322,7 @@ def redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Itera
 
 
 @pytest.fixture
-def async_redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> Iterator[Any]:
+def async_redis_client(_memkit_keyspace: Keyspace) -> Iterator[Any]:
     """A plain redis.asyncio.Redis (``decode_responses`` off) on the same keyspace as ``redis_client``."""
     client = _memkit_keyspace.async_client()
     yield client
@@ -333,7 +330,7 @@ def async_redis_client(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) ->
 
 
 @pytest.fixture
-def redis_client_url(_memkit_keyspace: PrivateKeyspace | DedicatedDatabase) -> str:
+def redis_client_url(_memkit_keyspace: Keyspace) -> str:
     """The URL of the keyspace of ``redis_client``: ``redis://`` with host and port."""
     return _memkit_keyspace.url
 

@@ -7,9 +7,7 @@ from typing import Self, TypeVar
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 from redis.utils import str_if_bytes
 
 from memkit.connect import (
@@ -61,7 +59,7 @@ class PrivateKeyspace:
         self.server = server
         self.url = server.url
         # On the unix socket, as a test may change what the port accepts; without retries, as CLIENT PAUSE may last.
-        self._admin = redis.Redis(unix_socket_path=server.socket_path, retry=Retry(NoBackoff(), 0), **NO_DRIVER_INFO)
+        self._admin = redis.Redis(unix_socket_path=server.socket_path, **NO_DRIVER_INFO | {"retry": None})
         self._changes = b""
 
     @property
