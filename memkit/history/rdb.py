@@ -24,7 +24,7 @@ MAX_KEY_BYTES = 512 << 20
 """A key is at most 512 MiB (the limit of a Redis string)."""
 MAX_AUX_BYTES = 1 << 20
 """The header's fields are short texts; Lua scripts, which old versions store there, are under 1 MiB in practice."""
-AUX_NAMES = frozenset({"ctime", "redis-ver", "valkey-ver"})
+AUX_NAMES = frozenset({"ctime", "redis-ver", "valkey-ver", "aof-preamble"})
 MOST_DATABASES = 10_000
 """A server has 16 databases if its configuration does not state another number."""
 LONGEST_INTEGER_BYTES = 20
@@ -112,7 +112,7 @@ class RdbHeader:
     """What an RDB file states before its first key.
 
     ``server`` (``"redis"`` or ``"valkey"``) and ``version`` are those of the format; ``aux`` are fields of the header:
-    redis-ver or valkey-ver, and ctime (Unix time of the save).
+    redis-ver or valkey-ver, ctime (Unix time of the save), and aof-preamble (1: an append-only file begins with it).
     """
 
     server: str

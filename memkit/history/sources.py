@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from memkit.errors import SourceError
-from memkit.history.rdb import is_rdb
+from memkit.history.rdb import is_rdb, read_header
 
 SourceKind = Literal["live", "rdb", "aof", "recording"]
 START_BYTES = 16
@@ -59,6 +59,9 @@ def find_source(given: str | Path) -> Source:
         return Source("aof", name, (path,))
     if path.is_dir():
         shards = tuple(file for file in sorted(path.iterdir()) if file.is_file() and is_rdb(file))
+        logs = tuple(filter(_is_log, shards))
+        if len(logs) == 1:
+            return Source("aof", name, logs)
         if not shards:
             raise SourceError(f"{path}: this directory holds neither an append-only file nor an RDB file")
         return Source("rdb", name, shards)
@@ -70,9 +73,14 @@ def find_source(given: str | Path) -> Source:
         start = file.read(START_BYTES)
     if start == RECORDING_MAGIC:
         return Source("recording", name, (path,))
-    if _AOF_START.match(start):
+    if _AOF_START.match(start) or (is_rdb(path) and _is_log(path)):
         return Source("aof", name, (path,))
     return Source("rdb", name, (path,))  # whatever it is, the RDB reader states it
+
+
+def _is_log(rdb: Path) -> bool:
+    """Return whether commands follow: Redis 4.0 to 6.2 rewrites an append-only file as an RDB file with this field."""
+    return read_header(rdb).aux.get("aof-preamble") == "1"
 
 
 def parse_moment(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from servers import LANES, every_server
 from waiting import wait_for
 
-from memkit.errors import SourceError
+from memkit.errors import SessionNotFound, SourceError
 from memkit.history.aof import KEPT_BYTES, AofFiles, find_aof, read_commands
 from memkit.history.rdb import RdbReader
+from memkit.history.run import history
+from memkit.history.sources import find_source
+from memkit.inspect import inspect_session
 from memkit.server import RedisServer
 
 
@@ -171,3 +175,25 @@ def test_old_server_writes_one_file() -> None:
         commands = commands_of(find_aof(server.directory / "appendonly.aof"))
     assert [arguments[0] for arguments in commands] == [b"SELECT", b"SET"]
     assert b"PXAT" in commands[1]
+
+
+def test_old_log_that_was_rewritten_is_no_snapshot(tmp_path: Path) -> None:
+    """Redis 6.2 rewrites its one file as an RDB file; what was written after that stands behind it."""
+    with logging("redis-6.2") as server, server.client() as client:
+        client.mset({"chat:1": "v", "chat:2": "v"})
+        client.bgrewriteaof()
+        wait_for("a rewritten log", lambda: client.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
+        client.set("chat:1", "v", ex=300)
+        client.delete("chat:2", "chat:3")
+        client.save()
+        for name in ("appendonly.aof", "dump.rdb"):
+            shutil.copy(server.directory / name, tmp_path)
+    assert find_source(tmp_path / "dump.rdb").kind == "rdb"
+    for source in (tmp_path / "appendonly.aof", tmp_path):
+        assert find_source(source).kind == "aof"
+        fate = history(source, session="2").fate
+        assert fate is not None
+        assert fate.cause == "deleted"
+        assert inspect_session(source, "chat:1").keys[0].ttl_s is not None
+        with pytest.raises(SessionNotFound):
+            inspect_session(source, "chat:2")
