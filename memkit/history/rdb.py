@@ -313,46 +313,36 @@ class RdbReader:
             return int.from_bytes(self._take(8), "big")
         raise self._damaged("a length has an unknown form")
 
-    def _pass_over_string(self) -> int | None:
-        """Pass over a string; return its length, None for an integer."""
+    def _string_head(self) -> tuple[int, int | None, bool]:
+        """Return how many bytes hold a string, its length (None: an integer), and whether it is compressed."""
         first = self._peek()
-        if first < 0x40:  # most strings: the byte is their length
-            self._skip(1 + first)
-            return first
         if first < 0xC0:
             length = self._length()
-            self._skip(length)
-            return length
+            return length, length, False
         self._byte()
         if first <= 0xC2:  # an integer of 1, 2 or 4 bytes
-            self._skip(1 << (first & 3))
-            return None
+            return 1 << (first & 3), None, False
         if first != 0xC3:
             raise self._damaged("a string has an unknown encoding")
-        compressed, length = self._length(), self._length()  # LZF: compressed length, length, data
-        self._skip(compressed)
+        return self._length(), self._length(), True  # LZF
+
+    def _pass_over_string(self) -> int | None:
+        """Pass over a string; return its length, None for an integer."""
+        stored, length, _ = self._string_head()
+        self._skip(stored)
         return length
 
     def _string(self, most_bytes: int) -> bytes:
-        first = self._peek()
-        if first < 0xC0:
-            return self._take(self._checked(self._length(), most_bytes))
-        self._byte()
-        if first <= 0xC2:
-            return b"%d" % self._int(1 << (first & 3))
-        if first != 0xC3:
-            raise self._damaged("a string has an unknown encoding")
-        compressed, length = self._length(), self._checked(self._length(), most_bytes)
-        data = self._take(self._checked(compressed, most_bytes))
+        stored, length, is_compressed = self._string_head()
+        if length is None:
+            return b"%d" % self._int(stored)
+        if max(stored, length) > most_bytes:
+            raise self._damaged(f"a name of {max(stored, length):,} bytes is longer than Redis allows")
+        data = self._take(stored)
         try:
-            return decompress_lzf(data, length)
+            return decompress_lzf(data, length) if is_compressed else data
         except ValueError:
             raise self._damaged("a compressed string does not decompress") from None
-
-    def _checked(self, length: int, most_bytes: int) -> int:
-        if length > most_bytes:
-            raise self._damaged(f"a name of {length:,} bytes is longer than Redis allows")
-        return length
 
     def _int(self, size: int) -> int:
         return int.from_bytes(self._take(size), "little", signed=True)
