@@ -65,6 +65,8 @@ class TestEnvironment:
         """Whether the store answers in a forked process; None: not tried yet."""
         self.long_text = ""
         """A long text that the store does not refuse; empty: not tried yet."""
+        self.sessions_of: dict[str, set[str]] = {}
+        """The sessions to which each text was appended."""
         return self
 
     def start(self) -> Self:

@@ -13,6 +13,7 @@ class Symptom(StrEnum):
     NOT_STORED = "not_stored"
     ERROR_HIDDEN = "error_hidden"
     REFUSAL_HIDDEN = "refusal_hidden"
+    FOREIGN = "foreign"
     OTHER = "other"
 
 

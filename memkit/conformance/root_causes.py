@@ -40,6 +40,12 @@ _CONTENT = ("round_trip", "identical_messages", "roles", "order", "long_dialogue
 """Cases without a fault, and without time moved: what is wrong in them comes first."""
 _RULES = (
     _Rule(
+        "a session reads the messages of others: their ids are not in the key",
+        found_by=("ids_apart", *_CONTENT),
+        symptoms=frozenset({Symptom.FOREIGN}),
+        least=2,
+    ),
+    _Rule(
         "append() returns before the message is stored",
         found_by=("stored_when_acknowledged",),
         shown_as=Symptom.NOT_STORED,

@@ -1,7 +1,7 @@
 """One session under test: the messages that were appended, and whether the store still returns them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 
@@ -60,6 +60,7 @@ class TrialSession:
         message = self.role(role), f"message {len(self.messages) + 1} of {self.id}" if text is None else text
         if self._clock_offset is None:
             self._clock_offset = self.env.clock.offset
+        self.env.sessions_of.setdefault(message[1], set()).add(self.id)
         (by or self.handle).append(*message)
         self.messages.append(message)
 
@@ -113,6 +114,7 @@ class TrialSession:
         read = self._read(when, by)
         if read:
             symptom = Symptom.NO_EXPIRY if self._time_moved else Symptom.OTHER
+            symptom = Symptom.FOREIGN if self._of_others(read) else symptom
             found = f"expected an empty session, read {counted(len(read), 'message')}, such as {_short(read[0])}"
             raise CaseFailed(f"{when}: {found}", symptom=symptom)
 
@@ -132,13 +134,20 @@ class TrialSession:
         """Return the failure for a read that differs from what is expected."""
         expected, count = self.expected, len(read)
         missing, surplus = Counter(expected) - Counter(read), Counter(read) - Counter(expected)
-        if symptom is None and self._time_moved and (missing or surplus):
+        if symptom is None and self._of_others(surplus):
+            symptom = Symptom.FOREIGN
+        elif symptom is None and self._time_moved and (missing or surplus):
             symptom = Symptom.NO_EXPIRY if surplus else Symptom.EARLY_EXPIRY
         elif symptom is None:
             symptom = (Symptom.LOST if read else Symptom.EMPTY) if missing else Symptom.OTHER
         newest, oldest = read == self.messages[-count:], read == expected[:count]
         kept = (count if newest else -count if oldest else None) if read else None
         return CaseFailed(f"{when}: {difference(expected, read)}", symptom=symptom, kept=kept)
+
+    def _of_others(self, messages: Iterable[tuple[str, str]]) -> bool:
+        """Return whether one of these messages was appended to other sessions, and never to this one."""
+        owners = (self.env.sessions_of.get(text) for _, text in messages)
+        return any(owner and self.id not in owner for owner in owners)
 
     # Deadlines, counted from the last append; ``since`` takes any earlier value of ``appended_at``.
 

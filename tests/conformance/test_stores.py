@@ -389,3 +389,26 @@ def test_same_error_in_every_case_is_one_root_cause() -> None:
 @pytest.mark.parametrize("store", [Compacts, KeyPerMessage])
 def test_right_store_has_no_root_cause(store: type[Any]) -> None:
     assert run_named(store, "roles", "long_dialogue_expires_as_one").root_causes == []
+
+
+class OneKey(ListScript):
+    """Every session is the same key: the application does not pass its id on."""
+
+    def key_of(self, session_id: str) -> str:
+        return f"chat:{'default' if session_id else ''}"
+
+
+class IgnoresCase(ListScript):
+    def key_of(self, session_id: str) -> str:
+        return "chat:" + session_id.lower()
+
+
+def test_root_cause_of_one_key_for_all_sessions() -> None:
+    result = run_named(OneKey, "round_trip", "roles", "ids_apart", "ids_are_no_patterns", "append_renews")
+    first, *_ = result.root_causes
+    assert (first.case, first.sentence) == (
+        "ids_apart",
+        "a session reads the messages of others: their ids are not in the key",
+    )
+    (alone,) = run_named(IgnoresCase, "round_trip", "roles", "ids_apart", "append_renews").root_causes
+    assert "the session 'user' among" in alone.sentence
