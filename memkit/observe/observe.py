@@ -99,6 +99,8 @@ def observe_expiry(
         PolicyError: An argument is invalid.
         ProductionGuardError: ``ttls`` would write to a server that memkit may not write to.
     """
+    if isinstance(ttls, str):
+        raise PolicyError(f"ttls={ttls!r} is one TTL; expected several, as in ttls=[{ttls!r}]")
     wanted, names = list(ttls), _encoded_names(keys)
     configured = dict.fromkeys(names, NONE)
     if isinstance(keys, Mapping):

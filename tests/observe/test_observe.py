@@ -442,6 +442,7 @@ def test_writing_passes_the_production_guard(client: redis.Redis, monkeypatch: p
         ({"ttls": ["7d"]}, "observing a TTL of 7d takes as long; pass clock="),
         ({"keys": "abc"}, r"keys='abc' is one name; expected several, as in keys=\['abc'\]"),
         ({"keys": b"abc"}, r"keys=b'abc' is one name"),
+        ({"ttls": "7d"}, r"ttls='7d' is one TTL; expected several, as in ttls=\['7d'\]"),
         ({"keys": [0]}, "0 is not a key name; expected text or bytes"),
         ({"ttls": [0], "wait_s": 1}, "0 seconds would expire at once"),
     ],
