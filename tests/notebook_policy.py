@@ -24,6 +24,8 @@ TAGS = {CONTRACT, "parameters"}
 MARKERS = re.compile(r"# *((?:NBVAL|PYTEST_VALIDATE)_\w+)")
 NOTEBOOKS = 8
 CELLS, LINES = 15, 12
+WIDEST = 106
+"""A window of 1,280 pixels shows so many characters of a line."""
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -74,6 +76,8 @@ def _of_the_cells(notebook: Any) -> Iterator[str]:
         lines = len([line for line in cell.source.splitlines() if line.strip()])
         if lines > LINES:
             yield f"code cell {number} has {lines} lines; at most {LINES}"
+        if (widest := max(map(len, cell.source.splitlines()), default=0)) > WIDEST:
+            yield f"code cell {number} has a line of {widest} characters; at most {WIDEST}"
         if not cell.source.startswith("%%ipytest") and DEFINES.search(cell.source):
             yield f"code cell {number} defines something outside %%ipytest; logic belongs into memkit"
         if set(cell.metadata) - {"tags"}:

@@ -67,6 +67,7 @@ BROKEN: dict[str, Callable[[list[Cell]], Any]] = {
     "no link to the next notebook": set_in(4, source="The end."),
     "a link to 09_gone.ipynb, which is not there": set_in(4, source="[a](01_next.ipynb) [b](09_gone.ipynb)"),
     "13 lines; at most 12": set_in(1, source="%load_ext memkit\n" + "1\n" * 12),
+    "a line of 107 characters; at most 106": set_in(1, source=f"%load_ext memkit\nx = {'1' * 103}"),
     "defines something outside %%ipytest": set_in(1, source="%load_ext memkit\ndef helper(): pass"),
     "metadata besides tags": set_in(1, metadata={"collapsed": True}),
     "'raises-exception', which lets nbval look away": set_in(1, metadata={"tags": ["raises-exception"]}),
