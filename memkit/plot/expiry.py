@@ -37,7 +37,7 @@ LABEL_PLACES = [
         for y in (0, 14, -14, 28, -28)
         for sign, align in ((1, "left"), (-1, "right"))
     ),
-    *((x, sign * y, "center") for y in (28, 50, 80, 120, 160) for sign in (-1, 1) for x in range(-120, 121, 40)),
+    *((x, sign * y, "center") for y in (28, 50, 80, 120, 160) for sign in (-1, 1) for x in range(-120, 121, 20)),
 ]
 """Places of a label relative to its mark, in points."""
 GUIDES = {60: "60 times too short", 1_000: "1,000 times too short"}
@@ -222,7 +222,7 @@ def _place_labels(ax: Axes, labels: Sequence[Annotation], points: Any) -> None:
         for x, y, align in LABEL_PLACES:
             left = anchor[0] + x * pixels_per_point - width * ALIGNED_LEFT[align]
             box = Bbox.from_bounds(left, anchor[1] + y * pixels_per_point - height / 2, width, height)
-            places.append((cost(box) + math.hypot(x, y) / 20, x, y, align, box))
+            places.append((cost(box) + math.hypot(x, y) / 30, x, y, align, box))
         _, x, y, align, box = min(places, key=lambda place: place[0])
         label.set(position=(x, y), ha=align)
         taken.append(box)

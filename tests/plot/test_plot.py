@@ -283,3 +283,14 @@ def test_labels_cover_no_mark_and_no_label() -> None:
     assert not [box for box in boxes for mark in marks if box.contains(*mark)]
     assert not [box for box in boxes for other in boxes if box is not other and box.overlaps(other)]
     assert all(ax.get_window_extent().contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_label_in_a_narrow_place_covers_no_line() -> None:
+    rows: list[Row] = [(1_000_000, 999_991.02, 1_000_003, "expired")] * 5 + [
+        (1_000_000, 2_000_000, 0, "not expired")
+    ] * 8
+    ax = plot_expiry(made_log(rows))
+    ax.figure.canvas.draw()
+    (label,) = [text.get_window_extent() for text in ax.texts if "5 keys" in text.get_text()]
+    diagonal = ax.transData.transform(np.repeat(np.geomspace(*ax.get_xlim(), 1_000)[:, None], 2, axis=1))
+    assert not [place for place in diagonal if label.contains(*place)]
