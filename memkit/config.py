@@ -232,9 +232,9 @@ def configured_expectations(directory: Path | None = None) -> list[Expectation]:
     return []
 
 
-def expected(texts: Iterable[str]) -> list[Expectation]:
-    """Return the expectations of a command's ``--expect``; without any, those of the configuration file."""
-    return [parse_expectation(text) for text in texts] or configured_expectations()
+def expected(expect: Expect) -> list[Expectation]:
+    """Return the expectations that were given, such as a command's; without any, those of the configuration file."""
+    return expectations(expect) or configured_expectations()
 
 
 def _read_toml(path: Path) -> list[Expectation] | None:

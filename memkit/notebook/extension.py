@@ -90,11 +90,17 @@ def url() -> str:
     return os.environ.get(LAB_URL) or incident().url
 
 
-def expectations() -> list[str]:
+def expectations(url: str = "") -> list[str]:
     """Return the expected TTLs, such as ``["chat:*=7d"]``: those of `memkit lab --expect`, or the demo incident's.
 
-    A Redis given by `memkit lab --url` without `--expect` has none.
+    Another Redis than the one under investigation has none, and neither has that of `memkit lab --url` without
+    `--expect`.
+
+    Args:
+        url: The Redis that they are for; empty: the one under investigation.
     """
+    if url and url != os.environ.get(LAB_URL):
+        return []
     if given := os.environ.get(LAB_EXPECT):
         return given.split("\n")
     return [] if os.environ.get(LAB_URL) else EXPECTATIONS

@@ -1,17 +1,19 @@
 """The tables and the question of notebook 02: which sessions of a live server are affected, since when and why."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
 
+import redis
+
 from memkit.audit.report import AuditReport
 from memkit.audit.run import audit
 from memkit.audit.sampling import KeyFacts
-from memkit.config import expected
-from memkit.errors import PolicyError
+from memkit.config import Expect, expected
+from memkit.connect import redact
+from memkit.errors import MemkitError, PolicyError
 from memkit.history.changes import time_of
 from memkit.history.run import history
 from memkit.notebook.demo import EXPECTATIONS, demo_server, load_incident
@@ -21,14 +23,18 @@ from memkit.render import Table, counted, duration, printable
 MAX_ROWS = 20
 
 
-class ExpectationNeeded(PolicyError):
-    """A server was given without an expected TTL, and none can be guessed."""
+class NotAudited(MemkitError):
+    """The audit could not run; a notebook shows the message alone, without the traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        return str(self).splitlines()  # a notebook shows the question alone
+        return str(self).splitlines()
 
 
-def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
+class ExpectationNeeded(NotAudited, PolicyError):
+    """A server was given without an expected TTL, and none can be guessed."""
+
+
+def examine(url: str, expectations: Expect = ()) -> AuditReport:
     """Return the audit of a live server, read-only.
 
     Args:
@@ -37,10 +43,14 @@ def examine(url: str, expectations: Iterable[str] = ()) -> AuditReport:
 
     Raises:
         ExpectationNeeded: No expectation is given. The message lists the prefixes and TTLs that were found.
-        PolicyError: An expectation is invalid.
+        NotAudited: The server cannot be reached or refuses, or an expectation is invalid.
     """
-    expect = expected(expectations)
-    report = audit(url, expect=expect)
+    try:
+        expect = expected(expectations)
+        report = audit(url, expect=expect)
+    except (MemkitError, redis.RedisError) as error:
+        message = str(error) if isinstance(error, MemkitError) else redact(str(error))
+        raise NotAudited(f"{redact(url)} cannot be audited: {message}") from error
     if not expect:
         found = "\n".join(f"  {one.message}" for one in report.seen)
         raise ExpectationNeeded(

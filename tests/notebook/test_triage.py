@@ -150,6 +150,30 @@ def test_one_triage_is_one_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls == [server.url]
 
 
+@pytest.mark.parametrize(
+    ("url", "expect", "message"),
+    [
+        ("redis://u:hunter2@127.0.0.1:1/0", "chat:*=7d", "redis://u:***@127.0.0.1:1/0 cannot be audited: Error "),
+        ("localhost:6379", ["chat:*=7d"], "'localhost:6379' is not a Redis URL: it has no scheme"),
+        ("redis://127.0.0.1:1/0", "chat", "'chat' is not an expectation"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_message(url: str, expect: object, message: str) -> None:
+    with pytest.raises(triage.NotAudited) as refused:
+        triage.examine(url, expect)
+    (shown,) = refused.value._render_traceback_()
+    assert message in shown
+    assert "hunter2" not in shown
+
+
+def test_another_redis_has_no_expectation_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    expectations = pytest.importorskip("memkit.notebook.extension").expectations
+    assert (expectations(), expectations("redis://other")) == (["chat:*=7d"], [])
+    monkeypatch.setenv("MEMKIT_LAB_URL", "redis://lab")
+    monkeypatch.setenv("MEMKIT_LAB_EXPECT", "cart:*=1d")
+    assert [expectations(url) for url in ("", "redis://lab", "redis://other")] == [["cart:*=1d"], ["cart:*=1d"], []]
+
+
 def test_without_matplotlib_nothing_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memkit.plot", None)
     monkeypatch.delattr("memkit.plot", raising=False)
