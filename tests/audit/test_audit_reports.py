@@ -333,6 +333,17 @@ def test_short_values_of_another_shape(value: str, wrong: set[str], traffic: Tra
     assert causes(traffic.world(events).audited()) == wrong
 
 
+@pytest.mark.parametrize("oldest_s", [6.9 * DAY, 6.89 * DAY])
+def test_part_that_never_got_a_ttl_dates_no_end(oldest_s: float, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in [oldest_s, 6.9 * DAY, *traffic.times(2 * HOUR, 6.8 * DAY)]:
+        uid = traffic.uid()
+        events += traffic.write(f"chat:{uid}:meta", age_s, kind="hash", ttl_s=None)
+        events += traffic.write(f"chat:{uid}:messages", age_s - HOUR)
+    (found,) = traffic.world(events, steps=10_000).audited().findings
+    assert (found.cause, found.since_is) == ("no_ttl", "upper bound")
+
+
 @pytest.mark.parametrize(("count", "ended"), [(3, False), (120, True)])
 def test_few_persistent_keys_date_no_end(count: int, ended: bool, traffic: Traffic) -> None:
     # Of 3 in 7 h none is written in the last half an hour by chance, and what has a TTL of half an hour is no older.

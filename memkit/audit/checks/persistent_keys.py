@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, usual_bytes
-from memkit.audit.checks.ttl_inference import SLACK_MS, STOPPED_GAPS, LifetimeAnalysis
+from memkit.audit.checks.ttl_inference import SLACK_MS, SLIGHT_SURPRISE_NATS, LifetimeAnalysis
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -107,9 +107,9 @@ def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> 
     before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)
     if not before:
         return None
-    usual = before / (began - accesses[0]) * (now_ms - began)
-    # Of a few keys, none is written for a while by chance; and what has a TTL exists no longer than that.
-    lacking = usual - after + (after * math.log(after / usual) if after else 0)
-    lacking += len(exact) * (began - (now_ms - analysis.ttl)) / max(now_ms - began, 1)
-    quiet = after <= QUIETER * usual and lacking > STOPPED_GAPS and after < len(exact)
+    usual = (before + after) * (began - accesses[0]) / max(now_ms - accesses[0], 1)
+    # At one rate, a few keys are all before that time by chance, or one of many is long before the others.
+    nats = before * math.log(before / usual) + (after * math.log(after / (before + after - usual)) if after else 0)
+    quiet = after / max(now_ms - began, 1) <= QUIETER * before / max(began - accesses[0], 1) and after < len(exact)
+    quiet = quiet and nats > SLIGHT_SURPRISE_NATS
     return round(began) if quiet else None
