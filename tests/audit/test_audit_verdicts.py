@@ -577,6 +577,11 @@ def test_no_job_renews_the_first_sessions_ever(traffic: Traffic) -> None:
     [
         ("b'{}'", "b'"),
         ('"{}"', "quotes"),
+        ("('{}',)", "quotes"),
+        ("{{'thread_id': '{}'}}", "an object"),
+        ('{{"id":"{}"}}', "an object"),
+        ("Optional[{}]", "an object"),
+        ("Some({})", "an object"),
         ("{}\n", "line end"),
         (":{}", "doubled"),
         ("{{{}}}", "hash tag"),
@@ -596,6 +601,25 @@ def test_new_shape_of_names(shape: str, shown: str, ttl: str | None, traffic: Tr
     found = of(traffic.world(events + later, expect={"chat:*": ttl}).audited(), "wrong_prefix")
     assert (found.keys, found.confidence, found.since_is) == (60, "likely", "lower bound")
     assert shown in found.message
+
+
+@pytest.mark.parametrize(("prefix", "shown"), [("chat::", "doubled"), ("chats:", "to chats:* instead of chat:*")])
+@pytest.mark.parametrize("newest_s", [0.0, 14 * HOUR])
+def test_names_without_ttl_among_reads(prefix: str, shown: str, newest_s: float, traffic: Traffic) -> None:
+    """Without a TTL, reads of the former sessions hide that no new one is written."""
+    events = traffic.sessions(newest_s=newest_s, reads=0.0, ttl_s=None)
+    keys = sorted({command[1] for _, command in events})
+    events += [(traffic.dice.uniform(0, 14 * HOUR), ("LRANGE", key, 0, -1)) for key in keys[:10]]
+    for age_s in traffic.times(0, 13 * HOUR if newest_s else None):
+        events += traffic.write(prefix + traffic.uid(), age_s, ttl_s=None)
+    report = traffic.world(events, expect={"chat:*": None}).audited()
+    if not newest_s:
+        assert report.findings == ()
+        return
+    found = of(report, "wrong_prefix")
+    assert (found.keys, found.severity, found.confidence, found.since_is) == (60, "warning", "possible", "upper bound")
+    assert shown in found.message
+    assert "cannot be told from reads" in found.evidence[-1]
 
 
 @pytest.mark.parametrize("ttl", ["7d", None])
@@ -698,7 +722,8 @@ def test_unlike_prefix_since_the_former_one_ended(old_s: float, traffic: Traffic
         assert report.verdict.status == "healthy"
 
 
-@pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}"])
+@pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}",
+                                   "{{'id': '{}'}}", "user({})"])  # fmt: skip
 def test_names_of_one_unusual_shape_are_healthy(shape: str, traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape=shape)).audited().verdict.status == "healthy"
 

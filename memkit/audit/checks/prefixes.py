@@ -44,6 +44,7 @@ RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
+NOT_TOLD = "without a TTL, writes of sessions under the usual names cannot be told from reads"
 PAST = "a deadline in the past, by another clock, time zone or unit, or a TTL of 0 or less deletes a key at once"
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
@@ -51,7 +52,18 @@ VERSION = re.compile(r"(?:v|ver|version|r|rel|release)[._-]?\d+(?:[._-]\d+)*", r
 ODD_NAMES = (
     ("bytes formatted as text (b'…')", re.compile(rb"(?:^|(?<=[:/|]))b(['\"])(.+)\1(?=$|[:/|])"), rb"\2", True),
     ("quotes", re.compile(rb"(?:^|(?<=[:/|]))(?:\w*\()?(['\"])([^'\"]+)\1(?:,?\))?(?=$|[:/|])"), rb"\2", True),
-    ("a line end or white space before or after the id", re.compile(rb"(?:^|(?<=[:/|]))\s+|\s+$|\\n$"), b"", True),
+    (
+        "an object as the id",
+        re.compile(rb"\{\s*(['\"])\w+\1\s*:.+\}|(?<![\w.])[A-Za-z]\w*[(\[][^()\[\]]+[)\]]"),
+        b"*",
+        False,
+    ),
+    (
+        "a line end or white space before or after the id",
+        re.compile(rb"(?:^|(?<=[^'\"][:/|]))\s+|\s+$|\\n$"),
+        b"",
+        True,
+    ),
     ("a doubled separator", re.compile(rb"([:/|])\1+"), rb"\1", False),
     ("a hash tag ({…})", re.compile(rb"\{([^{}]+)\}"), rb"\1", False),
     ("a Java serialization header", re.compile(rb"^\xac\xed\x00\x05t..", re.DOTALL), b"", True),
@@ -170,7 +182,8 @@ def _odd_finding(
     # Names that were all written at one time replace none; two kinds of writers write in any order.
     replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
     replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / RENAMED_CHANCE)
-    if not replaced and not mistake:
+    began = not replaced and expected.ttl_ms is None and _began(accesses, plain)
+    if not replaced and not mistake and not began:
         return None
     since = None
     if replaced and last is not None:
@@ -178,24 +191,33 @@ def _odd_finding(
     elif first is not None:
         since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
     ends = [one.deadline_ms for one in plain if one.deadline_ms is not None]
-    stopped = mistake or expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - (last or 0))
+    stopped = expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - (last or 0))
+    sure = len(odd) >= FEWEST and (mistake or (stopped and not began))
     example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
     ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
         evidence.append("no session has been written under the usual names since")
+    evidence += [NOT_TOLD] if began else []
     return Finding.of(
         "wrong_prefix",
         expected,
         keys=len(odd),
         message=f"{counted(len(odd), 'session')} of {expected.pattern} are written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
-        confidence="likely" if len(odd) >= FEWEST and stopped else "possible",
+        confidence="likely" if sure else "possible",
         observed_ms=ttl,
         since=since,
         evidence=evidence,
         next="compare how writers and readers build the key: both need the same name",
     )
+
+
+def _began(accesses: Sequence[int], others: Sequence[KeyFacts]) -> bool:
+    """Return whether accesses began at a time since which too few of the others had their last one for a chance."""
+    last = [one.touched_ms for one in others if one.touched_ms is not None]
+    since = sum(at >= min(accesses, default=0) for at in last)
+    return ((1 + since) / (1 + len(last))) ** len(accesses) < RENAMED_CHANCE
 
 
 def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
@@ -272,6 +294,10 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
         # Names unlike these are of other sessions, unless none of them was written before by more than chance.
         share = (context.history.now_ms - last) / (expected.ttl_ms or math.inf)
+        alone = near and not began_then and expected.ttl_ms is None
+        if alone and {one.kind for one in others} <= {one.kind for one in keys} and _began(times, keys):
+            since = Since(min(min(times) + 1_000, context.history.now_ms), "upper bound")
+            return _wrong_prefix(expected, prefix, others, context, "possible", since=since, fact=NOT_TOLD)
         if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < RENAMED_CHANCE):
             sure: Confidence = "likely" if stopped and near else "possible"
             name = prefix if near else commonprefix([to_name(one.key) for one in others])  # noqa: RUF071
@@ -303,6 +329,7 @@ def _wrong_prefix(
     confidence: Confidence,
     *,
     since: Since | None,
+    fact: str = "",
 ) -> Finding:
     lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
@@ -310,6 +337,7 @@ def _wrong_prefix(
         first = min(one.accessed for one in lifetimes) + 1_000
         since = Since(min(first, context.history.now_ms), "upper bound")
     name = f"{prefix}*" if prefix else "keys without a prefix"
+    given = "without TTL" if not lifetimes else "with various TTLs" if ttl is None else f"with a TTL of {duration(ttl)}"
     return Finding.of(
         "wrong_prefix",
         expected,
@@ -319,10 +347,7 @@ def _wrong_prefix(
         confidence=confidence,
         observed_ms=ttl,
         since=since,
-        evidence=(
-            f"{len(keys):,} such keys, with {'various TTLs' if ttl is None else f'a TTL of {duration(ttl)}'}; no key "
-            f"matching {expected.pattern} is written",
-        ),
+        evidence=(f"{len(keys):,} such keys, {given}; " + (fact or f"no key matching {expected.pattern} is written"),),
         next="compare the prefixes of the writers, of the readers, and of --expect: all three must be the same",
     )
 
