@@ -355,11 +355,17 @@ def test_few_persistent_keys_date_no_end(count: int, ended: bool, traffic: Traff
     assert (found.cause, found.since_is) == ("no_ttl", "until" if ended else "upper bound")
 
 
-@pytest.mark.parametrize("name", ["undefined", "{session_id}", "${id}", "[object Promise]", "{alice}"])
+NO_IDS = [
+    *("undefined", "{session_id}", "${id}", "[object Promise]", "%s", "{{ session.id }}"),
+    *("<session_id>", ":sessionId", "{session_id}:messages", "00000000-0000-0000-0000-000000000000"),
+]
+
+
+@pytest.mark.parametrize("name", [*NO_IDS, "{alice}", "<alice>", ":alice"])
 def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None:
     events = traffic.sessions() + traffic.write(f"chat:{name}", MINUTE)
     report = traffic.world(events).audited()
-    assert causes(report) == (set() if name == "{alice}" else {"shared_key"})
+    assert causes(report) == ({"shared_key"} if name in NO_IDS else set())
     assert [one.severity for one in report.findings] == ["warning"] * len(report.findings)
 
 

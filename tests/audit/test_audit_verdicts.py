@@ -619,7 +619,7 @@ def test_names_without_ttl_among_reads(prefix: str, shown: str, newest_s: float,
     found = of(report, "wrong_prefix")
     assert (found.keys, found.severity, found.confidence, found.since_is) == (60, "warning", "possible", "upper bound")
     assert shown in found.message
-    assert "cannot be told from reads" in found.evidence[-1]
+    assert "looks like a read" in found.evidence[-1]
 
 
 @pytest.mark.parametrize("ttl", ["7d", None])

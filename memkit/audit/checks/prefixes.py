@@ -44,7 +44,7 @@ RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
-NOT_TOLD = "without a TTL, writes of sessions under the usual names cannot be told from reads"
+LIKE_READS = "without a TTL, a write of a session under a usual name looks like a read"
 PAST = "a deadline in the past, by another clock, time zone or unit, or a TTL of 0 or less deletes a key at once"
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""
@@ -198,7 +198,7 @@ def _odd_finding(
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
         evidence.append("no session has been written under the usual names since")
-    evidence += [NOT_TOLD] if began else []
+    evidence += [LIKE_READS] if began else []
     return Finding.of(
         "wrong_prefix",
         expected,
@@ -297,7 +297,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         alone = near and not began_then and expected.ttl_ms is None
         if alone and {one.kind for one in others} <= {one.kind for one in keys} and _began(times, keys):
             since = Since(min(min(times) + 1_000, context.history.now_ms), "upper bound")
-            return _wrong_prefix(expected, prefix, others, context, "possible", since=since, fact=NOT_TOLD)
+            return _wrong_prefix(expected, prefix, others, context, "possible", since=since, fact=LIKE_READS)
         if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < RENAMED_CHANCE):
             sure: Confidence = "likely" if stopped and near else "possible"
             name = prefix if near else commonprefix([to_name(one.key) for one in others])  # noqa: RUF071

@@ -17,8 +17,12 @@ from memkit.render import counted, duration
 
 NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil"))
 """What programming languages write for a missing value: such a session id proves that none reached the store."""
-NO_ID = re.compile(rb"(?:^|[:/|#])(?:\[object \w+\]|\$\{[\w.]+\}|\{\{[^{}]+\}\}|\{(?:\w+_id|[a-z]+I[dD]|id)\}|%s)$")
-"""The text of an object, or a template that was not filled in; ``{alice}`` is a hash tag."""
+_ID = rb"(?:\w+_id|[a-z]+I[dD]|id)"
+NO_ID = re.compile(
+    rb"(?:^|[:/|#])(?:\[object \w+\]|\$\{[\w.]+\}|\{\{[^{}]+\}\}|%%s|\{%b\}|<%b>|:%b|0{8}(?:-0{4}){3}-0{12})"
+    rb"(?=$|[:/|#])" % (_ID, _ID, _ID)
+)
+"""The text of an object, a template that was not filled in, or a UUID of zeros; ``{alice}`` is a hash tag."""
 LARGER = 10
 """The shared key is this many times larger than the largest other session; 1,800 messages against 6 in one report."""
 FEWEST_OTHER_SESSIONS = 10
@@ -64,7 +68,7 @@ def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | Non
     name = to_name(sessions[largest][0].key)
     facts = []
     if nameless:
-        facts.append(f"the id in {name!r} is the text of a missing value, of an object or of a template")
+        facts.append(f"the id in {name!r} is that of a missing value, an object or a template")
     if alone:
         facts.append(
             f"only {name} was written to in the last {duration(silence)}; before, the longest time without a write to "
