@@ -217,7 +217,7 @@ def _text_of(part: Any) -> str | None:
     """Return one part as text or mark; None for a tool call, and for a step's mark."""
     if isinstance(part, dict) and "text" not in part and isinstance(text := plain_fields(part).get("text"), str):
         return text
-    return flatten(part) if isinstance(part, str | None) else part_text(part)
+    return part_text(part)
 
 
 def _tool_part(part: Any) -> tuple[str, Mapping[str, Any]]:

@@ -33,21 +33,15 @@ def role_of(value: Any) -> str:
 
 def flatten(content: Any) -> str:
     """Return content as one text: parts joined with a newline, each part that is not text as a mark (``[image]``)."""
-    if isinstance(content, str):
-        return content
-    if content is None:
-        return ""
     if isinstance(content, list):
         return "\n".join(part for part in map(part_text, content) if part is not None)
-    if isinstance(content, dict):
-        return part_text(content) or ""
-    return json.dumps(content)
+    return part_text(content) or ""
 
 
 def part_text(part: Any) -> str | None:
     """Return one part as text or mark; None for a tool call, which is shown as such, and for a step's mark."""
     if not isinstance(part, dict):
-        return flatten(part) if part is None or isinstance(part, str) else json.dumps(part)
+        return part if isinstance(part, str) else "" if part is None else json.dumps(part)
     if (text := inner_text(part)) is not None:
         return text
     if isinstance(part.get("parts"), list):
