@@ -32,6 +32,7 @@ WORD_ENDS = rb":/|.#{}\-_"
 """What may stand beside a session's id in the name of a key, as a regular expression has it."""
 MOST_WITNESSES = 1_000
 """One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
+_LOCK = re.compile(rb"(?<![a-z])(lock|mutex)s?(?![a-z])", re.IGNORECASE)
 SnapshotKeys = dict[tuple[int, bytes], KeyState]
 """The keys of a snapshot, by database and name."""
 
@@ -289,7 +290,10 @@ class _Timeline:
 def _fate_of_session(
     session: str, events: Sequence[KeyEvent], existing: dict[tuple[int, bytes], KeyState], ends_ms: int | None
 ) -> Fate:
-    """Return the fate of the key that ended last; if all keys exist, of the first one, or of one that lost its TTL."""
+    """Return the fate of the key that ended last; if all keys exist, of the first one, or of one that lost its TTL.
+
+    If the session was given as a key's name, the fate is this key's. A lock is deleted when the session goes on.
+    """
     by_key: dict[tuple[int, bytes], list[KeyEvent]] = {key: [] for key in existing}
     for event in events:
         by_key.setdefault((event.db, event.key), []).append(event)
@@ -297,9 +301,14 @@ def _fate_of_session(
     if not keys:
         return fate_of(to_bytes(session), [], None)
     fates = {key: fate_of(key[1], by_key[key], existing.get(key), db=key[0], ends_ms=ends_ms) for key in keys}
+    keys = (
+        [key for key in keys if key[1] == to_bytes(session)]
+        or [key for key in keys if not _LOCK.search(key[1])]
+        or keys
+    )
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
-    ended = [key for key in ends if key not in existing]
-    key = next(iter(ended), next((key for key, fate in fates.items() if fate.cause == "overwritten"), keys[0]))
+    ended = [key for key in ends if key in keys and key not in existing]
+    key = next(iter(ended), next((key for key in keys if fates[key].cause == "overwritten"), keys[0]))
     others = dict(Counter(other.cause for name, other in fates.items() if name != key).most_common())
     if not others:
         return fates[key]

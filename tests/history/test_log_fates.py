@@ -369,9 +369,25 @@ def test_clock_that_was_set_back_after_the_base(timestamps: bool, tmp_path: Path
 )
 def test_key_of_another_session_is_left_out(ended: str, expected: str, tmp_path: Path) -> None:
     path = log_of(tmp_path / "appendonly.aof", f"0 SET chat:7 v\n1 SET {ended} v\n2 DEL {ended} lock")
-    assert fate_of(path, "7").cause == fate_of(path, "chat:7").cause == expected
+    assert fate_of(path, "7").cause == expected
 
 
 def test_session_is_found_by_a_part_of_its_id(tmp_path: Path) -> None:
     path = log_of(tmp_path / "appendonly.aof", "0 SET chat:7-2026 v\n2 DEL chat:7-2026 lock")
     assert fate_of(path, "7").cause == "deleted"
+
+
+@pytest.mark.parametrize("lock", ["chat:7:lock", "lock:chat:7"])
+def test_released_lock_does_not_end_the_session(lock: str, tmp_path: Path) -> None:
+    text = f"0 SET {lock} a PXAT +30\n0 RPUSH chat:7 m\n1 DEL {lock}"
+    path = log_of(tmp_path / "appendonly.aof", text)
+    assert fate_of(path, "7").cause == "exists"
+    assert "the session's other keys: 1 unknown" in fate_of(path, "7").sentence
+    alone = log_of(tmp_path / "alone.aof", f"{text}\n2 DEL chat:7 chat:8\n3 SET {lock} a\n4 DEL {lock} x")
+    assert fate_of(alone, "7").sentence.startswith("deleted: chat:7 was deleted")
+
+
+def test_named_key_has_its_own_fate(tmp_path: Path) -> None:
+    text = "0 SET chat:7 v\n0 SET chat:7:meta v\n1 DEL chat:7:meta x"
+    path = log_of(tmp_path / "appendonly.aof", text)
+    assert [fate_of(path, name).cause for name in ("7", "chat:7", "chat:7:meta")] == ["deleted", "exists", "deleted"]
