@@ -87,19 +87,19 @@ class History:
         lines: list[str] = []
         if self.fate is not None:
             lines += [wrapped(self.fate.sentence), f"confidence: {self.fate.confidence}"]
-            lines += ["", *map(_event_line, self.events)] if self.events else []
+            lines += ["", *(wrapped(_event_line(one), indent="    ") for one in self.events)] if self.events else []
         else:
             for prefix, counts in sorted(self.fates.items()):
                 parts = ", ".join(f"{count:,} {cause}" for cause, count in Counter(counts).most_common())
                 pattern = f"{printable(prefix)}*" if prefix else "(no prefix)"
-                lines.append(f"{pattern}  {counted(sum(counts.values()), 'key')}: {parts}")
+                lines.append(wrapped(f"{pattern}  {counted(sum(counts.values()), 'key')}: {parts}", indent="    "))
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines.append("")
         for one in self.sources:
             span = f"{time_text(one.begins) or '?'} to {time_text(one.ends)}"
             lines.append(wrapped(f"source: {one.name} ({one.kind}), {span}", indent="  "))
-        lines += [f"gap: {time_text(gap.begins)} to {time_text(gap.ends)}" for gap in self.gaps]
+        lines += [wrapped(f"gap: {time_text(one.begins)} to {time_text(one.ends)}", indent="  ") for one in self.gaps]
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
 

@@ -391,3 +391,15 @@ def test_named_key_has_its_own_fate(tmp_path: Path) -> None:
     text = "0 SET chat:7 v\n0 SET chat:7:meta v\n1 DEL chat:7:meta x"
     path = log_of(tmp_path / "appendonly.aof", text)
     assert [fate_of(path, name).cause for name in ("7", "chat:7", "chat:7:meta")] == ["deleted", "exists", "deleted"]
+
+
+@pytest.mark.parametrize("session", [None, "1"])
+def test_text_has_the_width_of_the_terminal(
+    session: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(written(f"{name}:#", *[ONE] * 9, *[OTHER] * 9) for name in ("chat", "agent:memory"))
+    found = history(log_of(tmp_path / "appendonly.aof", text), session=session and f"chat:{session}")
+    monkeypatch.setattr("memkit.render.terminal_columns", lambda: 40)
+    lines = found.to_text().splitlines()
+    assert len(lines) > 6
+    assert [line for line in lines if len(line) > 40 and " " in line.strip()] == []
