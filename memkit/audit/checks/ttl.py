@@ -483,9 +483,8 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     server, now = context.server, context.history.now_ms
     started = None if server.may_be_reset else server.started_ms
     fresh = [one for one in analysis.all if one.left >= (1 - RENEWED_TOGETHER) * analysis.ttl]
-    if started is None or now - started < 2 * analysis.ttl or server.number("expired_keys") != 0:
-        return None
-    if analysis.long or server.expired_fields:
+    expired = server.number("expired_keys")
+    if started is None or now - started < 2 * analysis.ttl or expired is None or server.expired_fields or analysis.long:
         return None
     if len(analysis.all) < FEWEST_RENEWED or len(fresh) < len(analysis.all) or expected.other_ttls_ms:
         return None
@@ -498,17 +497,21 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     at_once = apart <= min(ONE_WRITE_MS, RENEWED_TOGETHER * RENEWED_TOGETHER * analysis.ttl)
     alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
     by_job = at_once or (analysis.ttl > HEARTBEAT_TTL_MS and alone >= len(analysis.all) / 2)
+    # Keys that expired may be others, if each of these may have been renewed without a write or a read.
+    if expired and (analysis.ttl <= HEARTBEAT_TTL_MS or alone < len(analysis.all)):
+        return None
+    none = "" if expired else ", and no key has expired since the server started"
     return Finding.of(
         "persistent_renewal",
         expected,
         keys=len(analysis.all),
         message=f"something renews all {len(analysis.all):,} session keys matching {expected.pattern}: each got a "
-        f"whole TTL within the last {since}, and no key has expired since the server started",
-        confidence="likely" if by_job else "possible",
+        f"whole TTL within the last {since}{none}",
+        confidence="likely" if by_job and not expired else "possible",
         observed_ms=analysis.ttl,
         evidence=(
-            f"expired_keys is 0, and the server started {context.when(started)}, more than two TTLs ago",
-            f"commands that set a TTL were called {renewals:,} times",
+            f"expired_keys is {expired:,}, and the server started {context.when(started)}, more than two TTLs ago",
+            f"commands that set a TTL were called {renewals:,} times, {max(alone, 0):,} without a write or a read",
         ),
         next="find the job that renews them: on this server, CLIENT LIST shows each client's last command",
     )
