@@ -285,8 +285,13 @@ class _Audit:
         names = [one.name for one in self._target.connections] or [self._target.url]
         database = self._snapshot.database if self._snapshot else self._target.connections[0].database
         split = len(self._source.connections) == len(names) > 1
+        owners = {one.key: self._source.route(one.key) for one in context.keys} if split else {}
         for at, (server, now) in enumerate(zip(self._servers, after, strict=True)):
-            own, keys = (context, sessions) if not split else self._of_shard(at, context, sessions)
+            own, keys = context, sessions
+            if split:
+                here = {key for key, owner in owners.items() if owner is self._source.connections[at]}
+                own = replace(context, keys=[one for one in context.keys if one.key in here])
+                keys = [(expected, [one for one in found if one.key in here]) for expected, found in sessions]
             for finding in server_findings(server, own, keys, after=now):
                 findings.setdefault(finding.cause, {})[names[at]] = finding
             started = "" if server.started_ms is None else context.when(server.started_ms)
@@ -295,15 +300,6 @@ class _Audit:
         self._notes += [note if of == names else f"{', '.join(of)}: {note}" for note, of in notes.items()]
         merged = [_of_cluster(each, len(names)) for each in findings.values()]
         return merged + [found for one in self._replicas if (found := replica_stale(one, context))]
-
-    def _of_shard(
-        self, at: int, context: AuditContext, sessions: Sequence[tuple[Expectation, Sequence[KeyFacts]]]
-    ) -> tuple[AuditContext, list[tuple[Expectation, list[KeyFacts]]]]:
-        """Return the context and the sessions with the keys of one shard only."""
-        own = {one.key for one in context.keys if self._source.route(one.key) is self._source.connections[at]}
-        keys = [one for one in context.keys if one.key in own]
-        of_shard = [(expected, [one for one in found if one.key in own]) for expected, found in sessions]
-        return replace(context, keys=keys), of_shard
 
     def _sample(self) -> Sample:
         cluster = len(self._source.connections) > 1 or self._servers[0].info.get("cluster_enabled") == "1"

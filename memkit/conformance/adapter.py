@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from memkit.errors import MemkitError
 from memkit.render import printable
@@ -22,6 +22,7 @@ class AdapterError(MemkitError):
     """The suite cannot run with this adapter; one line that names the adapter and what is missing."""
 
 
+@runtime_checkable
 class Handle(Protocol):
     """One session of a store, with a client of its own."""
 
@@ -38,6 +39,7 @@ class Handle(Protocol):
         """Close the connection; the session stays."""
 
 
+@runtime_checkable
 class StoreAdapter(Protocol):
     """A session store behind the five methods that the suite calls.
 
