@@ -185,6 +185,7 @@ class _Audit:
         self._began = time.monotonic()
         self._touched = 0
         self._unexplained: str | None = None
+        self._indexes: set[bytes] = set()
         self._set_back: str | None = None
         self._unjudged: Sequence[KeyFacts] = ()
         self._target, self._source, self._expected = target, source, expected
@@ -227,16 +228,22 @@ class _Audit:
         sample = self._sample()
         context = self._context(sample)
         diagnoses = self._diagnose(context)
-        sessions = sum(one.sessions for one in diagnoses)
         findings = [found for one in diagnoses for found in one.findings]
         findings += [] if self._expected else _without_expectations(context)
-        self._notes += [note for one in diagnoses for note in one.notes]
         short = [one for one in findings if one.cause in SHORT_CAUSES]
 
         def is_short(key: KeyFacts) -> bool:
             return any(one.affects(key.key, key.ttl_at_last_access_ms) for one in short)
 
-        findings += self._values(sample, findings, diagnoses, is_short)
+        in_values = self._values(sample, findings, diagnoses, is_short)
+        if self._indexes:
+            context = replace(context, keys=[one for one in context.keys if one.key not in self._indexes])
+            diagnoses = self._diagnose(context)
+            findings = [found for one in diagnoses for found in one.findings]
+            self._notes.append(f"ignored {counted(len(self._indexes), 'key')} without TTL that list sessions")
+        findings += in_values
+        sessions = sum(one.sessions for one in diagnoses)
+        self._notes += [note for one in diagnoses for note in one.notes]
         findings += self._second_look(findings, diagnoses)
         after = [counters(connection) for connection in self._target.connections] or [{}]
         own = [(one.expected, [key for key in one.keys if not is_short(key)]) for one in diagnoses]
@@ -444,7 +451,7 @@ class _Audit:
             return []
         self._touched += values.read if why_idle_times_reset else 0
         self._notes += values.notes
-        self._unexplained = values.unexplained
+        self._unexplained, self._indexes = values.unexplained, values.indexes
         mixed = {finding.prefix for finding in [*findings, *values.findings] if finding.cause == "mixed_ttl"}
         return [one for one in values.findings if one.cause != "not_refreshed" or one.prefix not in mixed]
 

@@ -103,7 +103,7 @@ def world(
         for user in range(5):
             index(client, name.format(u=user), kept[user * len(kept) // 5 : (user + 1) * len(kept) // 5])
     report = audit(server.url, expect={"sess:*": "7d"}, full=True, duty=1)
-    return [one for one in report.findings if one.cause in ("dangling", "stale_index")]
+    return [one for one in report.findings if one.cause in ("dangling", "stale_index", "no_ttl")]
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -150,6 +150,29 @@ def test_an_index_that_expires_itself_is_healthy(server: RedisServer) -> None:
         client.expire(key, WEEK_S)
 
     assert world(server, expiring) == []
+
+
+NAMES_ALONE = ("a hash of times", "a list of ids", "a list of names")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("a JSON array", "sess:user:{u}:ids")]
+    + [(kind, name) for kind in NAMES_ALONE for name in ("sess:index", "sess:user:{u}:ids")],
+)
+def test_an_index_named_like_sessions_is_none(server: RedisServer, kind: str, name: str) -> None:
+    assert [one.cause for one in world(server, EVERY[kind], name=name)] == ["stale_index"]
+    assert world(server, EVERY[kind], name=name, pruned=True) == []
+
+
+def test_sessions_that_name_each_other_lack_a_ttl(server: RedisServer) -> None:
+    """Messages to the owners of other sessions, in keys of another shape that never got a TTL."""
+
+    def write(client: redis.Redis, key: str, sessions: Sequence[Entry]) -> None:
+        client.rpush(key, *(json.dumps({"text": "hi", "to": one}) for one, _ in sessions))
+
+    (found,) = world(server, write, name="sess:user:{u}:log")
+    assert found.cause == "no_ttl"
 
 
 OTHERS: dict[str, Callable[[redis.Redis], object]] = {

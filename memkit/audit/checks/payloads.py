@@ -63,6 +63,8 @@ class Values:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: int = 0
+    indexes: set[bytes] = field(default_factory=set)
+    """Keys that are no sessions although their names are alike: they list sessions."""
     unexplained: str | None = None
     """Why these sessions cannot be called healthy although nothing is wrong for sure."""
 
@@ -171,7 +173,9 @@ def check_values(
         found.notes += content.notes
         found.unexplained = found.unexplained or _encoded_twice(one, content) or next(iter(content.doubts), None)
     explained = {problem.key for content in contents for problem in content.known.problems.values()}
-    found.findings += index_findings(loads, expected, keys, deletions=deletions, explained=explained)
+    stale, listing = index_findings(loads, expected, keys, deletions=deletions, explained=explained)
+    found.findings += stale
+    found.indexes = listing.intersection(one.key for own in sessions for one in own if one.deadline_ms is None)
     found.read = len(loads.names)
     return found
 

@@ -8,7 +8,7 @@ has not passed: then the cause is ``dangling``. An entry without such a time is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,12 +61,13 @@ def index_findings(
     *,
     deletions: int | None,
     explained: Container[str],
-) -> list[Finding]:
-    """Return the findings of sessions that are listed and no longer exist.
+) -> tuple[list[Finding], set[bytes]]:
+    """Return the findings of sessions that are listed and no longer exist, and the keys that list sessions.
 
     Args:
         loads: Reads values.
-        expected: All expectations; strings, lists and hashes that match one are sessions and no indexes.
+        expected: All expectations; strings, lists and hashes that match one are indexes only if they have no TTL and
+            hold names alone.
         keys: The keys that the audit has seen.
         deletions: How many DEL and UNLINK the server has counted; None if it does not report that.
         explained: The names of missing keys that a known store's decoder has reported.
@@ -76,9 +77,9 @@ def index_findings(
         for one in keys
         if one.kind in ("set", "zset", "list", "hash", *DOCUMENT_KINDS)
         and (one.size_bytes or 0) <= MOST_INDEX_BYTES
-        and (one.kind in ("set", "zset") or not any(each.matches.fullmatch(one.key) for each in expected))
+        and (one.deadline_ms is None or not _may_be_session(expected, one))
     ]
-    found = sorted(found, key=lambda one: -(one.size_bytes or 0))[:MOST_INDEXES]
+    found = sorted(found, key=lambda one: (_may_be_session(expected, one), -(one.size_bytes or 0)))[:MOST_INDEXES]
     loads.renew_budget()
     values = loads.load(KeyRequest(to_name(one.key), "") for one in found)
     indexes: defaultdict[tuple[str, str, str], list[tuple[KeyFacts, _Entry]]] = defaultdict(list)
@@ -94,19 +95,34 @@ def index_findings(
                 and present.isdisjoint(formats.leads(value))
             ):
                 name = group.part if len(group.keys) > 1 else value.name
-                for entry in _entries(value):
+                inside = list(_entries(value))
+                for entry in inside if not _may_be_session(expected, facts) or _are_names(value, inside) else ():
                     indexes[name, group.kind, entry.place].append((facts, entry))
     findings: list[Finding] = []
+    listing: set[bytes] = set()
     for one in expected if indexes else ():
         sessions = _Sessions.of(one, keys)
         ended: defaultdict[str, list[str]] = defaultdict(list)
         facts_of: defaultdict[str, list[str]] = defaultdict(list)
         for (name, _, _), entries in indexes.items() if one.prefix else ():
-            for cause, names, fact in _judge(loads, sessions, entries, explained):
+            existing = _existing(sessions, entries)
+            listing.update(facts.key for facts, _ in entries if existing)
+            for cause, names, fact in _judge(loads, sessions, entries, existing, explained):
                 ended[cause] += names
                 facts_of[cause].append(f"{name} lists {fact}")
         findings += [_finding(one, cause, names, facts_of[cause], deletions) for cause, names in ended.items()]
-    return findings
+    return findings, listing
+
+
+def _may_be_session(expected: Sequence[Expectation], facts: KeyFacts) -> bool:
+    return facts.kind not in ("set", "zset") and any(one.matches.fullmatch(facts.key) for one in expected)
+
+
+def _are_names(value: RedisValue, entries: Sequence[_Entry]) -> bool:
+    """Return whether a list, a JSON array or a hash of times holds names and nothing else."""
+    items = value.fields or value.elements or _parsed(value.data)
+    places = {entry.place for entry in entries}
+    return isinstance(items, list | tuple | dict) and len(items) == len(entries) and places <= {"", "field"}
 
 
 def _entries(value: RedisValue) -> Iterator[_Entry]:
@@ -190,11 +206,9 @@ class _Sessions:
         return [before + name + behind for before, behind in self.shapes]
 
 
-def _judge(
-    loads: ValueReader, sessions: _Sessions, entries: Sequence[tuple[KeyFacts, _Entry]], explained: Container[str]
-) -> Iterator[tuple[str, list[str], str]]:
-    """Yield cause, sessions and fact for what one kind of index lists and no longer exists."""
-    found = {entry.name: (facts, entry) for facts, entry in entries}
+def _existing(sessions: _Sessions, entries: Sequence[tuple[KeyFacts, _Entry]]) -> dict[str, KeyFacts]:
+    """Return the sessions that exist by the names that one kind of index lists; none if it may list something else."""
+    found = {entry.name: entry.at_ms for _, entry in entries}
     existing = {
         name: sessions.facts[key]
         for name in found
@@ -202,12 +216,26 @@ def _judge(
         if key in sessions.facts
     }  # fmt: skip
     full = any(name.startswith(sessions.expected.prefix) for name in existing)
-    begins = _begins(sessions.expected, [(found[name][1].at_ms, facts) for name, facts in existing.items()])
+    begins = _begins(sessions.expected, [(found[name], facts) for name, facts in existing.items()])
     # Bare ids that exist as sessions can be nothing else if they are long, or several, and most of the sessions.
     plain = [name for name in existing if not name.isdigit()]
     are_ids = len(plain) >= FEWEST_PLAIN or any(len(name) >= PLAIN_ID_CHARS for name in plain)
-    if not existing or not (full or begins or (are_ids and len(plain) >= LISTED_SHARE * sessions.count)):
+    return existing if full or begins or (are_ids and len(plain) >= LISTED_SHARE * sessions.count) else {}
+
+
+def _judge(
+    loads: ValueReader,
+    sessions: _Sessions,
+    entries: Sequence[tuple[KeyFacts, _Entry]],
+    existing: Mapping[str, KeyFacts],
+    explained: Container[str],
+) -> Iterator[tuple[str, list[str], str]]:
+    """Yield cause, sessions and fact for what one kind of index lists and no longer exists."""
+    if not existing:
         return
+    found = {entry.name: (facts, entry) for facts, entry in entries}
+    full = any(name.startswith(sessions.expected.prefix) for name in existing)
+    begins = _begins(sessions.expected, [(found[name][1].at_ms, facts) for name, facts in existing.items()])
     absent = [name for name in found if name not in existing and name.startswith(sessions.expected.prefix) == full]
     missing = [
         name
