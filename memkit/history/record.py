@@ -196,7 +196,10 @@ def record(
     began_s = time.monotonic()
     with Recording(Path(output)) as file:
         try:
-            recorder = _Recorder(client, file, url=redact(url), prefixes=prefixes or (b"",), replication=replication)
+            # The server refuses chat:vip: beside chat:, which is its beginning.
+            longer = {one for one in prefixes for other in prefixes if one != other and one.startswith(other)}
+            outer = [one for one in dict.fromkeys(prefixes) if one not in longer] or [b""]
+            recorder = _Recorder(client, file, url=redact(url), prefixes=outer, replication=replication)
             what = recorder.begin()
         except ServerError:
             file.discard()
@@ -257,9 +260,13 @@ class _Recorder:
         self._server = _WatchedServer(
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
-        self._looked_ms = self._server.now_ms()
-        self._fields_expire = self._fields_expire or self._server.has_field_ttls()
-        counters = self._server.counters()
+        try:
+            self._looked_ms = self._server.now_ms()
+            self._fields_expire = self._fields_expire or self._server.has_field_ttls()
+            counters = self._server.counters()
+        except redis.RedisError:
+            self._server.close()
+            raise
         self._readings = counters, counters
 
     def begin(self) -> str:

@@ -372,6 +372,17 @@ def test_what_changed_in_a_pause_is_not_dated(replication: tuple[str, ...], tmp_
     assert (renewed.cause, renewed.ttl_s) == ("exists", None)
 
 
+def test_prefixes_that_overlap_are_recorded_once(tmp_path: Path) -> None:
+    path, prefixes = tmp_path / "incident.db", [b"chat:vip:", b"chat:", b"user:", b"chat:"]
+    with start("redis-8.2") as server, server.client() as client:
+        client.set("chat:vip:1", CANARY)
+        with recording(server, path, *prefixes):
+            client.mset({"chat:vip:2": CANARY, "user:3": CANARY, "other:4": CANARY})
+            recorded(path, has(b"chat:vip:2", "written"))
+            recorded(path, has(b"user:3", "written"))
+    assert history(path).fates == {"chat:": {"exists": 2}, "user:": {"exists": 1}}
+
+
 def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client, recording(server, path):
