@@ -1,11 +1,18 @@
-"""Run one notebook as CI does: strictly under nbval, in a process, a folder and a Jupyter of its own."""
+"""Run one notebook as CI does: strictly under nbval, in a process, a folder and a Jupyter of its own.
+
+Run as a program, it reads requests from its standard input, and runs each in a fork of itself: importing pytest, nbval
+and Jupyter takes 1.2 s of CPU, which every notebook would pay.
+"""
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +28,13 @@ NBVAL = (
     "-p nbval_hooks -p no:cacheprovider -p no:xdist -p no:hypothesispytest -p no:valkey -p no:asyncio -p no:memkit "
     "--color=no"
 ).split()
-Run = subprocess.CompletedProcess[str]
+
+
+class Run(NamedTuple):
+    """A run of nbval: exit status and log."""
+
+    returncode: int
+    stdout: str
 
 
 class Executed(NamedTuple):
@@ -39,18 +52,41 @@ def run_nbval(
     options: Sequence[str] = (),
 ) -> Run:
     """Run a notebook in its folder; the log is in ``stdout``. ``options`` are added to the usual ones."""
-    limit = f"--nbval-cell-timeout={cell_timeout_s}"
-    command = [sys.executable, "-m", "pytest", *NBVAL, limit, *options, notebook.name]
-    return subprocess.run(
-        command,
-        cwd=notebook.parent,
-        env=own_jupyter(notebook.parent),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    log = notebook.with_suffix(".log")
+    arguments = [*NBVAL, f"--nbval-cell-timeout={cell_timeout_s}", *options, notebook.name]
+    request = [arguments, str(notebook.parent), own_jupyter(notebook.parent), str(log)]
+    forks = _forks()
+    assert forks.stdin
+    assert forks.stdout
+    print(json.dumps(request), file=forks.stdin, flush=True)
+    return Run(int(forks.stdout.readline()), log.read_text())
+
+
+@cache
+def _forks() -> subprocess.Popen[str]:
+    """Start the process that forks; it ends with this one, which closes its standard input."""
+    command = [sys.executable, __file__]
+    forks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(forks.communicate)
+    return forks
+
+
+def _serve() -> None:
+    import nbval_hooks  # noqa: F401  # with pytest, nbval and Jupyter
+    import pytest
+
+    for line in sys.stdin:
+        arguments, folder, environment, log = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            sys.exit(pytest.main(arguments))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def own_jupyter(folder: Path) -> dict[str, str]:
@@ -80,3 +116,7 @@ def run_twice(notebook: Path, folder: Path) -> Executed:
     executed.cells = executed.cells[:count]
     nbformat.write(executed, path)
     return Executed(run.returncode, run.stdout, str(path))
+
+
+if __name__ == "__main__":
+    _serve()
