@@ -40,6 +40,8 @@ def write_ages(dice: random.Random, count: int, ttl_ms: float) -> list[float]:
     batches = [dice.uniform(newest, ttl_ms) for _ in range(dice.randrange(1, 7))]
     ages: list[float] = []
     for _ in range(20 * count):
+        if len(ages) == count:
+            break
         age = dice.uniform(newest, ttl_ms)
         hour, day = (NOW_MS - age) // HOUR_MS % 24, (NOW_MS - age) // DAY_MS % 7
         quiet = (kind == "by day" and not 7 <= hour <= 20) or (kind == "on workdays" and day >= 5)
@@ -47,7 +49,7 @@ def write_ages(dice: random.Random, count: int, ttl_ms: float) -> list[float]:
             age = max(0.0, dice.choice(batches) - dice.random() * 3_000)
         if not quiet or dice.random() < 0.02:
             ages.append(age)
-    return ages[:count] or [newest]
+    return ages or [newest]
 
 
 def draw_history(seed: int, *, short: bool = False) -> LifetimeAnalysis | None:
