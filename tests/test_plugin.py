@@ -37,9 +37,10 @@ ARTICLE = """
 def _plain(pytester, monkeypatch):  # noqa: ARG001  # pytester unsets PYTEST_ADDOPTS: after it
     for name in ("CI", "MEMKIT_REDIS_URL", "MEMKIT_ALLOW", "MEMKIT_REDIS_SERVER"):
         monkeypatch.delenv(name, raising=False)
-    # Of the plugins that are installed here, only this one: the others take seconds to load.
+    # Of the plugins that are installed here, only this one: the others take seconds to load. Plain tracebacks: pytest
+    # parses the source of each module in one, such as redis-py's (1 s of CPU each).
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider --tb=native")
 
 
 def test_the_summary_names_the_private_server(pytester, monkeypatch):
@@ -203,7 +204,7 @@ def test_parallel_runs_share_a_real_server(pytester, prepared):
     pytester.makepyfile(SIDE_BY_SIDE)
     other = [sys.executable, "-m", "pytest", "-q", f"--real-redis={url}"]
     with subprocess.Popen(other, cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
-        pytester.runpytest_subprocess("-p", "xdist", "-n", "4", f"--real-redis={url}").assert_outcomes(passed=24)
+        pytester.runpytest_subprocess("-p", "xdist", "-n", "2", f"--real-redis={url}").assert_outcomes(passed=24)
         assert process.wait(120) == 0
     assert client.keys("*") == []
     assert client.acl_users() == ["default"]

@@ -79,7 +79,8 @@ def _only_memkit(pytester, monkeypatch):  # noqa: ARG001  # pytester unsets PYTE
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REDIS_URL", "redis://localhost:1/0")  # never used by the fixtures
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider")
+    # Plain tracebacks: pytest parses the source of each module in one, such as redis-py's (1 s of CPU each).
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p memkit.pytest_plugin -p no:cacheprovider --tb=native")
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +528,7 @@ BYTES = """
 
 def test_bytes_on_a_decoding_client_are_explained(pytester):
     pytester.makepyfile(BYTES)
-    result = pytester.runpytest_inprocess()
+    result = pytester.runpytest_inprocess("--tb=auto")
     result.assert_outcomes(failed=4)
     notes = [
         line for line in result.outlines if "use the fixture redis_client, which has decode_responses=False" in line
@@ -537,7 +538,7 @@ def test_bytes_on_a_decoding_client_are_explained(pytester):
 
 def test_a_sandbox_s_refusal_names_the_fixtures(pytester):
     pytester.makepyfile("def test_fixed_prefix(redis_memory_store): redis_memory_store.set('chat:user-42', 'hi')")
-    result = pytester.runpytest_inprocess()
+    result = pytester.runpytest_inprocess("--tb=auto")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*outside the sandbox*redis_client (or async_redis_client), or redis_client_url*"])
     frames = [line for line in result.outlines if ": LeftSandboxError" in line or line.endswith(": ")]
