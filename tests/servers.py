@@ -43,6 +43,12 @@ def every_server() -> dict[str, ServerBinary | None]:
     return found
 
 
+def one_lane() -> str:
+    """Return the lane of tests whose subject cannot differ between servers: the first of these that is here."""
+    lanes = ("redis-8.2", "valkey-9", "redis-7.0")
+    return next((name for name in lanes if every_server().get(name)), lanes[0])
+
+
 def start(name: str) -> RedisServer:
     """Return a running server of a lane; skip, saying how to get one, where there is none."""
     binary = every_server()[name]

@@ -6,26 +6,25 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from servers import every_server
+from servers import one_lane
 from stress.exactly_once import CONTROLS, Plan, run_standalone
 from stress.ttl_histories import confidence_of, draw_history
 
-FIRST = next((name for name in ("redis-8.2", "valkey-9", "redis-7.0") if every_server().get(name)), "redis-8.2")
-SHORT = Plan(FIRST, seconds=3, acknowledged=100, faults=20, writers=4, rate=0.05)
+SHORT = Plan(one_lane(), seconds=3, acknowledged=100, faults=20, writers=4, rate=0.05)
 
 
 @pytest.mark.parametrize("writer", ["sync", "async"])
 def test_exactly_once_while_everything_goes_wrong(writer: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_standalone(replace(SHORT, writer=writer))  # type: ignore[arg-type]
     with capsys.disabled():
-        print(f"\n{FIRST} {writer}: {result}")
+        print(f"\n{SHORT.server} {writer}: {result}")
     assert result.clean, result
 
 
 @pytest.mark.parametrize("fault", sorted(CONTROLS))
 def test_stress_finds_each_known_fault(fault: str) -> None:
     for seed in range(5):
-        result = run_standalone(replace(CONTROLS[fault], server=FIRST, seconds=0.8, acknowledged=50, seed=seed))
+        result = run_standalone(replace(CONTROLS[fault], server=one_lane(), seconds=0.8, acknowledged=50, seed=seed))
         if not result.clean:
             return
     pytest.fail(f"{fault}, but it was not seen: {result}")

@@ -1236,11 +1236,10 @@ def test_names_survive_and_are_quoted_for_redis_cli() -> None:
 
 def test_a_few_hundred_fuzzer_steps_find_nothing() -> None:
     fuzzer = Fuzzer(seed=20261124)
-    reached = len(fuzzer.edges)
-    for _ in range(300):
+    for _ in range(200):  # reach 2,600 edges; 300 steps reached 70 more
         fuzzer.step()
     assert fuzzer.failures == []
-    assert len(fuzzer.edges) > reached + 500
+    assert len(fuzzer.edges) > 2_000
 
 
 def test_a_newer_schema_is_reported_and_read() -> None:
