@@ -405,38 +405,43 @@ def _from_snapshots(sources: Sequence[Source], query: _Query) -> History:
         snapshots.append((min(saved), max(saved), source, keys))
     snapshots.sort(key=lambda snapshot: snapshot[0])
     states, timeline = KeyStates(server="redis"), _Timeline(query, exact=False)
+    notes = ["a key that was written and deleted between two snapshots is not visible"]
     for (begins_ms, _, old, before), (_, ends_ms, new, after) in pairwise(snapshots):
-        evidence = _evidence(
-            old, new, {state.deadline_ms for key, state in before.items() if key not in after}, ends_ms
-        )
-        for event in _between(before, after, Moment(begins_ms, ends_ms), *evidence):
+        missing = {state.deadline_ms for key, state in before.items() if key not in after}
+        deadlines, not_flushed, is_apart = _evidence(old, new, missing, ends_ms)
+        if is_apart:
+            shards = "if these are shards of one moment, put them in one directory and give that"
+            notes.append(f"no key of {old.name} is in {new.name}: {shards}")
+        for event in _between(before, after, Moment(begins_ms, ends_ms), deadlines, not_flushed):
             timeline.add(event)
     begins_ms, ends_ms, _, last = snapshots[-1]
     for (db, name), state in last.items():
         states.keys_of(db)[name] = state
     spans = tuple(Span("rdb", source.name, time_of(begin), time_of(end)) for begin, end, source, _ in snapshots)
-    note = "a key that was written and deleted between two snapshots is not visible"
-    return timeline.finish(states, "snapshot", spans, note, ends=Moment(begins_ms, ends_ms))
+    return timeline.finish(states, "snapshot", spans, *notes, ends=Moment(begins_ms, ends_ms))
 
 
 def _evidence(
     old: Source, new: Source, missing: Collection[int | None], ends_ms: int
-) -> tuple[set[int | None], set[int]]:
-    """Return the deadlines of missing keys that new keys have, and the databases that were not flushed.
+) -> tuple[set[int | None], set[int], bool]:
+    """Return the deadlines of missing keys that new keys have, the databases not flushed, and if no key was kept.
 
     A deadline is kept by a rename, and has milliseconds: a new key with the deadline of a missing one may be that one,
     and a database with a key that has kept its deadline was not flushed.
     """
     volatile = ((key.db, key.name, key.deadline_ms) for key in _all_keys(old.files) if (key.deadline_ms or 0) > ends_ms)
     witnesses = set(islice(volatile, MOST_WITNESSES)) if missing else set()
+    names = {(db, name) for db, name, _ in witnesses}
     deadlines: set[int | None] = set()
     not_flushed: set[int] = set()
+    is_apart, is_empty = bool(names), True
     for key in _all_keys(new.files) if missing else ():
+        is_empty, is_apart = False, is_apart and (key.db, key.name) not in names
         if (key.db, key.name, key.deadline_ms) in witnesses:
             not_flushed.add(key.db)
         elif key.deadline_ms in missing:
             deadlines.add(key.deadline_ms)
-    return deadlines, not_flushed
+    return deadlines, not_flushed, is_apart and not is_empty
 
 
 def _between(

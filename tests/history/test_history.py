@@ -276,6 +276,15 @@ def test_deadlines_show_what_two_snapshots_exclude(tmp_path: Path) -> None:
     assert [event.name for event in history(first, second, session="4").events] == ["renewed"]
 
 
+@pytest.mark.parametrize(("second", "noted"), [("chat:3", True), ("chat:2", False)])
+def test_shards_given_one_by_one_are_noted(second: str, noted: bool, tmp_path: Path) -> None:
+    paths = tmp_path / "first.rdb", tmp_path / "second.rdb"
+    paths[0].write_bytes(file_of_strings(("chat:1", 9_000), ("chat:2", 9_001)))
+    paths[1].write_bytes(file_of_strings((second, 9_000), saved_s=SAVED_S + 1))
+    notes = history(*paths, session="1").notes
+    assert any("if these are shards of one moment" in note for note in notes) == noted
+
+
 def test_key_past_its_deadline_has_expired(tmp_path: Path) -> None:
     """A server deletes such a key later, and logs that then."""
     path = tmp_path / "appendonly.aof"
