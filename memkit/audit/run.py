@@ -410,7 +410,11 @@ class _Audit:
         found = []
         taken: set[bytes] = set()
         for expected in self._expected:
-            own = [one for one in expected.matching(context.keys) if one.key not in taken]
+            matching = expected.matching(context.keys)
+            own = [one for one in matching if one.key not in taken]
+            if matching and not own:
+                self._notes.append(f"each key matching {expected.pattern} is judged by a pattern that is more specific")
+                continue
             taken.update([one.key for one in own] if len(self._expected) > 1 else ())
             unjudged = 0 if own else len(expected.matching(self._unjudged))
             diagnosis = Diagnosis(expected, [], sessions=unjudged) if unjudged else diagnose(expected, own, context)

@@ -369,6 +369,38 @@ def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None
     assert [one.severity for one in report.findings] == ["warning"] * len(report.findings)
 
 
+def test_pattern_with_all_keys_in_another(traffic: Traffic) -> None:
+    events = replace(traffic, prefix="chat:vip:").sessions()
+    report = traffic.world(events, expect={"chat:*": "30d", "chat:vip:*": "7d"}).audited()
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+    assert any(one.startswith("each key matching chat:* is judged by") for one in report.notes)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_writes_that_set_what_is_left(absolute: bool, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in traffic.times():
+        key = f"chat:{traffic.uid()}"
+        times = (age_s, *(traffic.dice.uniform(0, age_s) for _ in range(3)))
+        events += [(at, ("SET", key, "{}", "PX", round(1_000 * (traffic.ttl_s - age_s + at)))) for at in times]
+    policy = ExpiryPolicy.absolute("7d") if absolute else "7d"
+    report = traffic.world(events, expect={"chat:*": policy}, steps=2_000).audited()
+    assert causes(report) == (set() if absolute else {"not_refreshed"})
+    assert absolute or report.findings[0].next.endswith("--expect 'chat:*=7d,absolute'")
+
+
+def test_deadlines_that_should_not_be_are_dated(traffic: Traffic) -> None:
+    events: list[Event] = []
+    for age_s in [2 * DAY, *traffic.times(0, 20 * DAY)]:
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=30 * DAY if age_s <= 2 * DAY else None)
+    report = traffic.world(events, expect={"chat:*": None}, age_s=21 * DAY, steps=500).audited()
+    (found,) = report.findings
+    assert found.since
+    assert (found.cause, found.since_is) == ("ttl_too_short", "upper bound")
+    assert (report.at - found.since).total_seconds() == pytest.approx(2 * DAY, abs=HOUR)
+    assert found.message.endswith(" at the latest")
+
+
 # -- the server --------------------------------------------------------------------------------------------------------
 
 

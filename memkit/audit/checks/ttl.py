@@ -426,13 +426,17 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     prefix = narrowest_prefix([one.key for one in keys], [one.key for one in context.keys], expected.prefix)
     apart = "they share neither shape nor ids with the sessions without a TTL, so they may not be sessions"
     apart = "the server does not report their sizes, so they may be locks or counters" if unknown else apart
+    first = min((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
+    since = None if first is None else Since(first, "upper bound")
     return Finding.of(
         "ttl_too_short",
         expected,
         prefix=prefix,
         keys=len(keys),
-        message=f"{counted(len(keys), 'session key')} matching {prefix}* that should never expire have a deadline",
+        message=f"{counted(len(keys), 'session key')} matching {prefix}* that should never expire have a deadline"
+        + ("" if since is None else f", {context.since_text(since)}"),
         confidence="proven" if sure else "possible",
+        since=since,
         observed_ms=common_ttl(lifetimes_of(keys, context.history)),
         evidence=(f"PTTL of {counted(len(keys), 'key')}", *([] if sure else [apart])),
         next="find what sets the TTL: on this server, CLIENT LIST shows each client's last command",
@@ -554,7 +558,8 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
                 else []
             ),
         ),
-        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
+        next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX); if "
+        f"it is meant to be set once: --expect '{expected.pattern}={ttl_text(expected.ttl_ms or 0)},absolute'",
     )
 
 
