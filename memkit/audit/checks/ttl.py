@@ -559,7 +559,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
             ),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX); if "
-        f"it is meant to be set once: --expect '{expected.pattern}={ttl_text(expected.ttl_ms or 0)},absolute'",
+        f"it should be set once only: --expect '{expected.pattern}={ttl_text(expected.ttl_ms or 0)},absolute'",
     )
 
 
