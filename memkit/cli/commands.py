@@ -6,7 +6,9 @@ import getpass
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -222,14 +224,26 @@ def _record(given: argparse.Namespace) -> int:
     if given.output is None:
         raise MemkitError("no file for the recording: give -o FILE.db")
     for_s = None if given.duration is None else _seconds("--for", given.duration)
+    stop = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        if stop.is_set():  # the second Ctrl-C: the server does not answer
+            raise KeyboardInterrupt
+        stop.set()
+
+    def began(text: str) -> None:
+        ended_by_signals(stop)
+        signal.signal(signal.SIGINT, interrupt)
+        print(f"memkit: {text}", file=sys.stderr, flush=True)
+
     done = record(
         given.source,
         Path(given.output),
         prefixes=prefixes,
         replication=given.replication,
         for_s=for_s,
-        stop=ended_by_signals(),
-        began=lambda text: print(f"memkit: {text}", file=sys.stderr, flush=True),
+        stop=stop,
+        began=began,
     )
     print(f"{given.output}: {done}")
     return 0

@@ -201,7 +201,7 @@ def record(
             outer = [one for one in dict.fromkeys(prefixes) if one not in longer] or [b""]
             recorder = _Recorder(client, file, url=redact(url), prefixes=outer, replication=replication)
             what = recorder.begin()
-        except ServerError:
+        except BaseException:  # also Ctrl-C
             file.discard()
             raise
         try:

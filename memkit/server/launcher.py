@@ -199,9 +199,9 @@ def start_watched(script: str, words: Iterable[str], **options: Any) -> tuple[su
         os.close(read_end)
 
 
-def ended_by_signals() -> threading.Event:
-    """Return an event that the next signal sets, instead of ending this process."""
-    ended = threading.Event()
+def ended_by_signals(ended: threading.Event | None = None) -> threading.Event:
+    """Return an event, or this one, that the next signal sets, instead of ending this process."""
+    ended = ended or threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     return ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -119,6 +121,40 @@ sys.exit(main(["audit", "redis://127.0.0.1:1"]))
 """
     done = subprocess.run([sys.executable, "-c", script.replace("MODULE", module)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_before_a_recording_begins(server: RedisServer, tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from memkit.cli import main
+import memkit.history.record
+sys.modules["memkit.history.record"]._Recorder.begin = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(main(["record", *sys.argv[1:]]))
+"""
+    command = [sys.executable, "-c", script, server.url, "-o", str(tmp_path / "incident.db")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_second_ctrl_c_ends_a_recording_at_once(server: RedisServer, tmp_path: Path) -> None:
+    recording = str(tmp_path / "incident.db")
+    command = [sys.executable, "-m", "memkit", "record", server.url, "-o", recording]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert "recording" in process.stderr.readline()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for _ in range(40):
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                    break
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert process.wait(120) == 130
+        assert process.stderr.read() == ""
+    assert main(["history", recording]) == 0
 
 
 def test_a_server_that_crashes_is_an_error() -> None:
