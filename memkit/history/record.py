@@ -43,6 +43,10 @@ MINUTE_MS = 60_000
 a whole second in a third of all looks, and a whole minute in one of 200."""
 PUSH_DELAY_MS = 100
 """A name arrives up to this much after its key was written: the server sends pushes between its turns."""
+REPLICA_CLOCK_MS = 60_000
+"""A key that a replica loses within its last minute may have expired: its clock may be behind that of its primary."""
+_BY_THE_PRIMARY = frozenset({"del", "unlink"})
+"""A primary sends these to its replicas for keys that expired or were evicted, too."""
 # Commands after which a key may no longer exist, by what became of it; scripts count as the commands that they call.
 _DELETING_NAMES = """
 del unlink getdel delex expire pexpire expireat pexpireat getex migrate restore sort lpop rpop lmpop blpop brpop blmpop
@@ -139,6 +143,9 @@ class _WatchedServer:
         info = info_fields(self._connection.require("INFO", "server"))
         flavour = "valkey" if "valkey_version" in info else "redis"
         return flavour, info[f"{flavour}_version"], logs_like(info)
+
+    def is_replica(self) -> bool:
+        return info_fields(self._connection.require("INFO", "replication"))["role"] == "slave"
 
     def has_field_ttls(self) -> bool:
         """Return whether a hash has fields with TTLs (Redis 7.4, Valkey 9)."""
@@ -261,7 +268,7 @@ class _Recorder:
             self._client, url=self._url, prefixes=self._prefixes, replication=self._replication
         )
         try:
-            self._looked_ms = self._server.now_ms()
+            self._looked_ms, self._is_replica = self._server.now_ms(), self._server.is_replica()
             self._fields_expire = self._fields_expire or self._server.has_field_ttls()
             counters = self._server.counters()
         except redis.RedisError:
@@ -350,6 +357,9 @@ class _Recorder:
                     for event in self._states.apply(db, effect, moment, name, in_multi=in_multi):
                         if event.possible == ("deleted",) and in_multi and self._fields_expire:
                             event = event._replace(name=_LAST_FIELD[0], possible=_LAST_FIELD)
+                        if name.lower() in _BY_THE_PRIMARY and self._may_have_expired(event.deadline_ms, moment):
+                            others = (one for one in event.possible if one != "expired")
+                            event = event._replace(name="expired", possible=("expired", *others))
                         if event.db == self._db:
                             yield event, name, effect.action
 
@@ -460,14 +470,22 @@ class _Recorder:
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
                 possible: list[EventName] = ["deleted"] if called & _DELETING else []
-                possible += ["evicted"] if now.evicted > before.evicted else []
+                is_primarys = self._is_replica and bool(called & _BY_THE_PRIMARY)
+                possible += ["evicted"] if now.evicted > before.evicted or is_primarys else []
                 possible += ["renamed"] if called & _RENAMING else []
                 possible += ["flushed"] if called & _FLUSHING else []
                 possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
                 if not possible:
                     possible = ["expired"] if now.expired > before.expired else []  # with a TTL that was not seen
                     possible += ["deleted", "evicted", "renamed"]
+                if "expired" not in possible and self._may_have_expired(was.deadline_ms, moment):
+                    possible.insert(0, "expired")
                 self._add_end(name, was, moment, *possible)
+
+    def _may_have_expired(self, deadline_ms: int | None, moment: Moment) -> bool:
+        """Return whether a key that a replica lost may have expired by the clock of its primary."""
+        is_near = deadline_ms is not None and deadline_ms - (moment.latest_ms or 0) < REPLICA_CLOCK_MS
+        return self._is_replica and is_near
 
     def _add_end(
         self, name: bytes, state: KeyState, moment: Moment, *possible: EventName, command: str = "", proven: bool = True

@@ -17,7 +17,7 @@ import pytest
 import redis
 from servers import every_server, start
 from test_history import CANARY
-from test_replication import pair
+from test_replication import in_step, pair
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
@@ -381,6 +381,35 @@ def test_prefixes_that_overlap_are_recorded_once(tmp_path: Path) -> None:
             recorded(path, has(b"chat:vip:2", "written"))
             recorded(path, has(b"user:3", "written"))
     assert history(path).fates == {"chat:": {"exists": 2}, "user:": {"exists": 1}}
+
+
+@pytest.mark.parametrize("replication", [None, "replica"])
+def test_ends_on_a_replica_are_those_of_its_primary(replication: Replication | None, tmp_path: Path) -> None:
+    """A primary sends DEL for each end; a replica counts no eviction, and its clock may be behind."""
+    path, stop, begun = tmp_path / "incident.db", threading.Event(), threading.Event()
+    with pair("redis-8.2", **{"maxmemory-policy": "volatile-ttl"}) as (primary, replica), primary.client() as client:
+        client.set("chat:1", CANARY, ex=5)
+        client.set("chat:2", CANARY, ex=600)
+        client.set("chat:3", CANARY, ex=WEEK_S)
+        in_step(client, replica.client())
+        replica.clock.shift("-3s")
+        options = {"replication": replication, "stop": stop, "began": lambda _: begun.set()}
+        recorder = threading.Thread(target=record, args=(replica.url, path), kwargs=options)
+        recorder.start()
+        assert begun.wait(60)
+        primary.clock.shift("6s")
+        client.exists("chat:1")
+        recorded(path, has(b"chat:1", "expired", "deleted"))
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            client.set("other", CANARY)
+        recorded(path, has(b"chat:3", "evicted", "deleted"))
+        stop.set()
+        recorder.join()
+    fates = [history(path, session=name).fate for name in ("1", "3")]
+    assert [fate.either or (fate.cause,) for fate in fates if fate] == [
+        ("expired", "deleted", "evicted"), ("deleted", "evicted"),
+    ]  # fmt: skip
 
 
 def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
