@@ -24,7 +24,7 @@ from memkit.formats.parsing.conversation import (
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import open_payload
-from memkit.formats.parsing.encodings import examine, pickle_opcodes
+from memkit.formats.parsing.encodings import LOST_TEXT, examine, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 from memkit.render import counted
@@ -32,6 +32,9 @@ from memkit.render import counted
 STORE = "unknown"
 _SAMPLED = 6
 _STRUCTURED = ("json", "json string", "ndjson", "msgpack")
+
+
+TWICE = Note("the payload is JSON inside a JSON string (encoded twice): readers may read it as text")
 
 
 class _Found(NamedTuple):
@@ -63,6 +66,8 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
+    if any(LOST_TEXT.search(payload) for each in read for payload in each.raw.payloads):
+        yield Note("the text of a message is [object Object], the name of an object: what it held is lost")
     if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
     for raw in (each.raw for each in read if not found):
@@ -90,7 +95,8 @@ def _found(raw: RedisValue) -> _Found:
             return _Found(raw, faults=[cause])
         entries = find_entries(opened.value, raw.name)
         if entries or opened.encoding != "text":
-            return _Found(raw, entries)
+            twice = [TWICE] if entries and opened.encoding.startswith("json string") else []
+            return _Found(raw, entries, faults=twice)
         lines = spoken_lines(raw.data.decode("utf-8", "replace"), raw.name)
         return _Found(raw, [Entry((turn,)) for turn in lines], ordered=True)
     if raw.kind == "list":

@@ -287,6 +287,8 @@ DAMAGE: Mapping[str, tuple[Callable[[bytes], bytes], str]] = {
     "a Python object": (lambda _data: b"<app.Message object at 0x7f2a10>", "name of an object"),
     "a Python coroutine": (lambda _data: b"<coroutine object load at 0x7f2a10>", "name of an object"),
     "a Ruby object": (lambda _data: b"#<Chat::Session:0x00007f2a10>", "name of an object"),
+    "a list of Java objects": (
+        lambda _data: b"[com.acme.Message@1a2b, com.acme.Message@2b3c]", "name of an object"),
     "a .NET object": (lambda _data: b"System.Collections.Generic.List`1[Chat.Message]", "name of an object"),
 }  # fmt: skip
 
@@ -353,6 +355,32 @@ def test_inspect_names_the_damaged_part(server: RedisServer, kind: str) -> None:
     for problems, place in zip(found, ("element 2 is unreadable", "field content is unreadable"), strict=True):
         assert [problem.cause for problem in problems] == ["corrupt"]
         assert place in problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"), [("[object Object]", True), ("why do I see [object Object]?", False), ("[object Object", False)]
+)
+def test_name_of_an_object_as_a_text(text: str, lost: bool, server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushdb()
+        client.set("chat:1", json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "hi"}]))
+        client.expire("chat:1", WEEK_S)
+        noted = [one for one in inspect_session(client, "chat:1").notes if "name of an object" in one]
+    report = audit(server.url, expect={"chat:*": "7d"}, full=True, duty=1)
+    assert len(noted) == lost
+    found = [one for one in report.findings if one.cause == "corrupt"]
+    assert [(one.confidence, one.severity) for one in found] == [("possible", "warning")] * lost
+    assert all("of which a text is lost" in one.message for one in found)
+
+
+def test_inspect_names_json_encoded_twice(server: RedisServer) -> None:
+    with server.client() as client:
+        client.flushdb()
+        client.set("chat:1", json.dumps(json.dumps([{"role": "user", "content": "hi"}] * 2)))
+        client.set("chat:2", json.dumps([{"role": "user", "content": "hi"}] * 2))
+        found = [inspect_session(client, key) for key in ("chat:1", "chat:2")]
+    assert [len(one.messages) for one in found] == [2, 2]
+    assert [any("encoded twice" in note for note in one.notes) for one in found] == [True, False]
 
 
 def test_inspect_takes_text_in_braces_for_text(server: RedisServer) -> None:

@@ -62,6 +62,9 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
         ('[{"a": "天気"}]'.encode("utf-16-be"), "utf-16 > json"),
         ("[1]".encode("utf-16-le"), "binary"),
         ('{"a": 1}'.encode("utf-32"), "binary"),
+        (b"[com.acme.Message@1a2b, com.acme.Message@2b3c]", "stringified object"),
+        (b"[<app.Message object at 0x7f3c>, <app.Message object at 0x7f3d>]", "stringified object"),
+        (b"[com.acme.Message@1a2b, see there]", "text"),
         # A frame with the id of a dictionary, which this machine does not have.
         (bytes.fromhex("28b52ffd2101052c0000") + b"hello", "zstd"),
     ],

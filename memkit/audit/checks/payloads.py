@@ -25,7 +25,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.connect import chunks
 from memkit.formats.model import KeyOwner
-from memkit.formats.parsing.encodings import ENCRYPTED, examine
+from memkit.formats.parsing.encodings import ENCRYPTED, LOST_TEXT, examine
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, utc_text, utc_time
@@ -44,6 +44,8 @@ REFUSED = ("encoding_changed", "partly_decoded")
 """What a known store's decoder reports if a payload is whole and not the store's."""
 WEAK = ("zlib", "gzip", "zstd", "lz4", "pickle", "msgpack", "base64")
 """Formats with a short signature: among many payloads of no known format, chance may imitate one."""
+UNKNOWN_BYTES = "holds bytes of no known encoding; the other keys hold JSON"
+NO_TEXT = "the text of a message is [object Object], the name of an object"
 MOST_ODD, MOSTLY_PRINTABLE = 0.25, 0.6
 """Encrypted and compressed bytes are printable ASCII to 37 %, damaged text is mostly; the other payloads are JSON."""
 SEVERAL_SHARE = 0.02
@@ -70,7 +72,7 @@ class Values:
 
 
 class _Payload(NamedTuple):
-    """The encodings of a key's payloads in one place, the first fault, and whether they look like damaged text.
+    """The encodings of a key's payloads in one place, the first fault, and why they look damaged.
 
     ``known``: a known store's, of which the decoder reports what it cannot read.
     """
@@ -78,7 +80,7 @@ class _Payload(NamedTuple):
     facts: KeyFacts
     encodings: frozenset[str]
     fault: str = ""
-    odd: bool = False
+    odd: str = ""
     known: bool = False
 
 
@@ -120,10 +122,11 @@ class _Contents:
             fault = next((one.fault for one in examined if one.fault), "")
             unknown = [payload for name, payload in zip(names, payloads, strict=True) if name == "binary"]
             # Mostly text, with control characters in it.
-            odd = any(
+            controls = any(
                 min(one) < 32 and sum(32 <= byte < 127 for byte in one) >= MOSTLY_PRINTABLE * len(one)
                 for one in unknown
             )
+            odd = UNKNOWN_BYTES if controls else NO_TEXT if any(map(LOST_TEXT.search, payloads)) else ""
             self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
 
 
@@ -220,7 +223,7 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged, or that look damaged."""
     proven = _proven_damage(content)
-    found = proven or _odd_bytes(expected, content)
+    found = proven or _odd_payloads(expected, content)
     if not found:
         return None
     reasons = Counter(found.values()).most_common(3)
@@ -229,7 +232,7 @@ def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
         expected,
         keys=len(found),
         message=f"{len(found):,} of {counted(len(content.dated), 'key')} matching {expected.pattern} hold a payload "
-        f"that cannot be read",
+        f"{'of which a text is lost' if set(found.values()) == {NO_TEXT} else 'that cannot be read'}",
         confidence="proven" if proven else "possible",
         evidence=tuple(f"{counted(count, 'key')}: {why}" for why, count in reasons),
         next="memkit inspect URL KEY shows which element and byte, and how much is readable",
@@ -252,9 +255,9 @@ def _proven_damage(content: _Contents) -> dict[str, str]:
     return broken
 
 
-def _odd_bytes(expected: Expectation, content: _Contents) -> dict[str, str]:
-    """Return the keys with bytes of no known encoding in a place in which most keys hold JSON, with that reason."""
-    odd: list[str] = []
+def _odd_payloads(expected: Expectation, content: _Contents) -> dict[str, str]:
+    """Return the keys of which payloads look damaged in a place in which most keys hold JSON, with the reason."""
+    odd: dict[str, str] = {}
     for (shape, _), payloads in content.places.items():
         known = content.places.get((shape.partition(" ")[2], ""), [])
         documents = sum("json" in one.encodings for one in payloads) + len(known)
@@ -262,8 +265,8 @@ def _odd_bytes(expected: Expectation, content: _Contents) -> dict[str, str]:
             continue
         changes = _changes(expected, [*payloads, *known], chance=LARGER_CHANCE)
         changed = {one.facts.key for _, having, _ in changes for one in having}
-        odd += [to_name(one.facts.key) for one in payloads if one.odd and one.facts.key not in changed]
-    return dict.fromkeys(odd, "holds bytes of no known encoding; the other keys hold JSON")
+        odd |= {to_name(one.facts.key): one.odd for one in payloads if one.odd and one.facts.key not in changed}
+    return odd
 
 
 def _fragments(expected: Expectation, content: _Contents) -> Finding | None:

@@ -64,11 +64,15 @@ _BETWEEN = re.compile(r"[\s\x1e\ufeff]*(?=\S)")
 _REPR = re.compile(rb"[\[({]+\s*'|\[?\w{0,99}Message\w{0,99}\(\w+=")
 _STRINGIFIED = re.compile(
     r"(\[object [A-Z]\w*\],?)+"  # JavaScript
-    r"|<[\w.]+( [\w.<>]+)* at 0x[0-9a-f]+>"  # Python
+    r"|<[\w.]+( [\w.<>]+)* at 0x[0-9a-f]+>|\[<[\w. ]+ at 0x[0-9a-f]+>(, <[\w. ]+ at 0x[0-9a-f]+>)*\]"  # Python
     r"|#<[A-Z][\w:]*:0x[0-9a-f]+.*>"  # Ruby
     r"|System\.[\w.]*[A-Z]\w*(`\d\[.+\]|\[\])"  # .NET
     r"|(\[L)?([a-z]\w*\.)+[A-Z]\w*;?@[0-9a-f]+"  # Java
+    r"|\[([a-z]\w*\.)+[A-Z][\w$]*@[0-9a-f]+(, ([a-z]\w*\.)+[A-Z][\w$]*@[0-9a-f]+)*\]"
 )
+STRINGIFIED_BYTES = 1 << 10
+LOST_TEXT = re.compile(rb'[:\[,]\s*"\[object [A-Z]\w*\]"')
+"""A text in JSON that is JavaScript's name of an object; a text that speaks of it has more words."""
 _REPR_NODES = (ast.Dict, ast.List, ast.Tuple, ast.Set, ast.Constant, ast.UnaryOp, ast.unaryop, ast.expr_context)
 _REPR_CALLS = (ast.Call, ast.keyword, ast.Attribute, ast.Name)
 """A repr holds literals, and calls such as ``datetime.datetime(2026, 11, 3)``."""
@@ -275,7 +279,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _text_layer(data: bytes) -> _Layer:
-    if len(data) < HEX_BYTES and _STRINGIFIED.fullmatch(data.decode(errors="replace").strip()):
+    if len(data) < STRINGIFIED_BYTES and _STRINGIFIED.fullmatch(data.decode(errors="replace").strip()):
         return _Layer("stringified object", fault="holds the name of an object instead of its content")
     if _FERNET.fullmatch(data):
         return _Layer(ENCRYPTED)
