@@ -244,6 +244,7 @@ def test_writes_that_do_not_renew_are_found(server: RedisServer, seed: int) -> N
     assert causes == {name: [cause] for name, (_, cause) in FAULTS.items()}
     for name, each in found.items():
         assert each[0].confidence == ("possible" if each[0].cause == "trimmed" else "proven"), name
+        assert "after LPUSH LTRIM key 0 n-1" in each[0].next or each[0].cause != "trimmed"
 
 
 @pytest.mark.parametrize(

@@ -360,5 +360,5 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
             f"{counted(len(others), 'session')} hold fewer messages; of nearly all, the newest is at most "
             f"{duration(max(LATE_MS, usual))} older than that",
         ),
-        next="after RPUSH keep the newest messages: LTRIM key -n -1, not LTRIM key 0 n-1",
+        next="keep the newest: after RPUSH LTRIM key -n -1, after LPUSH LTRIM key 0 n-1, of an array the last n",
     )
