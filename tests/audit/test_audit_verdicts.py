@@ -589,6 +589,7 @@ def test_no_job_renews_the_first_sessions_ever(beside: bool, traffic: Traffic) -
         ("Optional[{}]", "an object"),
         ("Some({})", "an object"),
         ("{}\n", "line end"),
+        (" {}", "white space behind a separator"),
         (":{}", "doubled"),
         ("{{{}}}", "hash tag"),
         ("chat:{}", "chat:chat:*"),
@@ -729,7 +730,7 @@ def test_unlike_prefix_since_the_former_one_ended(old_s: float, traffic: Traffic
 
 
 @pytest.mark.parametrize("shape", ['{{"user":"{}","bot":"a"}}', "o'brien-{}", "user%3A{}", "https://example.org/{}",
-                                   "{{'id': '{}'}}", "user({})"])  # fmt: skip
+                                   "{{'id': '{}'}}", "user({})", "Order: {}"])  # fmt: skip
 def test_names_of_one_unusual_shape_are_healthy(shape: str, traffic: Traffic) -> None:
     assert traffic.world(traffic.sessions(shape=shape)).audited().verdict.status == "healthy"
 
