@@ -204,7 +204,7 @@ def test_parallel_runs_share_a_real_server(pytester, prepared):
     pytester.makepyfile(SIDE_BY_SIDE)
     other = [sys.executable, "-m", "pytest", "-q", f"--real-redis={url}"]
     with subprocess.Popen(other, cwd=pytester.path, stdout=subprocess.DEVNULL) as process:
-        pytester.runpytest_subprocess("-p", "xdist", "-n", "2", f"--real-redis={url}").assert_outcomes(passed=24)
+        pytester.runpytest_subprocess("-p", "xdist", "-n", "4", f"--real-redis={url}").assert_outcomes(passed=24)
         assert process.wait(120) == 0
     assert client.keys("*") == []
     assert client.acl_users() == ["default"]
