@@ -176,7 +176,7 @@ def short_directory(prefix: str, longest_base_bytes: int) -> Path:
 
 def free_port() -> int:
     """Return a free TCP port of the loopback interface, or raise ServerError. Another process may still take it."""
-    for port in SystemRandom().sample(FREE_PORTS, 1_000):
+    for port in (SystemRandom().choice(FREE_PORTS) for _ in range(1_000)):
         with socket.socket() as probe_socket, contextlib.suppress(OSError):
             probe_socket.bind(("127.0.0.1", port))
             return port
