@@ -111,6 +111,7 @@ def test_ctrl_c_exits_with_130(server: RedisServer, monkeypatch: pytest.MonkeyPa
 def test_ctrl_c_during_imports_is_no_traceback(module: str) -> None:
     script = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
 class Interrupts:
     def find_spec(self, name, *_):
         if name == "MODULE":
@@ -126,6 +127,7 @@ sys.exit(main(["audit", "redis://127.0.0.1:1"]))
 def test_ctrl_c_before_a_recording_begins(server: RedisServer, tmp_path: Path) -> None:
     script = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
 from memkit.cli import main
 import memkit.history.record
 sys.modules["memkit.history.record"]._Recorder.begin = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
