@@ -628,6 +628,9 @@ class LifetimeAnalysis:
         ttl, jitter = _ttl_of(members, peak, idle_known=True)
         since = self._when(suspects)
         first = round(_onset(suspects))
+        # What has no more left than the short TTL may have been given it while a save hid the access.
+        if max((one.left for one in self._former(suspects)), default=0) <= peak.high:
+            since = Since(math.ceil(_onset(suspects)), "upper bound")
         both = 0
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
@@ -662,12 +665,9 @@ class LifetimeAnalysis:
         """
         first = _onset(suspects)
         upper = Since(math.ceil(first), "upper bound")
-        # Of a jittered new TTL some values are over the peak: only those that fit the former are surely of it.
-        right = [one for one in suspects.others if one.given >= self.floor]
-        old = right if len(right) >= FEWEST else suspects.others
+        old = self._former(suspects)
         last = self.last_write(old)
-        # What has no more left than the short TTL may have been given it while a save hid the access.
-        if last is None or max(one.left for one in old) <= suspects.peak.high:
+        if last is None:
             return upper
         # The same, as late as it may have been.
         latest = last
@@ -679,6 +679,11 @@ class LifetimeAnalysis:
         pause_ms = self.history.now_ms - latest
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in suspects.others], pause_ms)
         return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
+
+    def _former(self, suspects: Suspects) -> Sequence[KeyLifetime]:
+        """Return the keys of the former TTL: of a jittered new one some values are over the peak, and do not fit it."""
+        right = [one for one in suspects.others if one.given >= self.floor]
+        return right if len(right) >= FEWEST else suspects.others
 
     def _is_jittered(self, old: Sequence[KeyLifetime]) -> bool:
         """Whether the expected TTL has jitter: a longer one was seen far more often than exactly it.
