@@ -41,6 +41,10 @@ class AuditContext:
         at = utc_time(at_ms)
         return f"{utc_text(at)} ({ago(at, utc_time(self.history.now_ms))})"
 
+    def began_by(self, accessed_ms: float) -> Since:
+        """Return the latest time at which a change began that a key's last access shows; idle times are seconds."""
+        return Since(min(accessed_ms + 1_000, self.history.now_ms), "upper bound")
+
     def since_text(self, since: Since) -> str:
         """Return a change's time in words."""
         if since.bound == "until":

@@ -257,9 +257,9 @@ class _Recorder:
         try:
             self._connect()
         except redis.RedisError as error:
-            raise self._no_beginning(error) from error
+            raise self._cannot_begin(error) from error
 
-    def _no_beginning(self, error: redis.RedisError) -> ServerError:
+    def _cannot_begin(self, error: redis.RedisError) -> ServerError:
         advice = "; memkit record URL --acl prints the user that it needs" if "permission" in str(error).lower() else ""
         return ServerError(f"{self._url}: the recording cannot begin: {error}{advice}")
 
@@ -288,7 +288,7 @@ class _Recorder:
             self._find_new()
         except redis.RedisError as error:
             self.close()
-            raise self._no_beginning(error) from error
+            raise self._cannot_begin(error) from error
         self._looked_s = time.monotonic()
         self._file.commit()
         prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
@@ -470,8 +470,8 @@ class _Recorder:
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
                 possible: list[EventName] = ["deleted"] if called & _DELETING else []
-                is_primarys = self._is_replica and bool(called & _BY_THE_PRIMARY)
-                possible += ["evicted"] if now.evicted > before.evicted or is_primarys else []
+                by_primary = self._is_replica and bool(called & _BY_THE_PRIMARY)
+                possible += ["evicted"] if now.evicted > before.evicted or by_primary else []
                 possible += ["renamed"] if called & _RENAMING else []
                 possible += ["flushed"] if called & _FLUSHING else []
                 possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field

@@ -247,8 +247,9 @@ def test_ttl_of_zero_deletes_at_once(ttl_s: int, traffic: Traffic) -> None:
 
 
 def test_longer_ttls_are_no_persistent_renewal(traffic: Traffic) -> None:
-    events = [*traffic.sessions(), *traffic.sessions()]
-    assert causes(traffic.world(events, expect={"chat:*": 7}).audited()) == {"unit_mistake"}
+    names = [f"chat:{traffic.uid()}" for _ in range(30)]
+    events = [one for name in names for age_s in (3 * HOUR, 2 * HOUR, HOUR) for one in traffic.write(name, age_s)]
+    assert causes(traffic.world(events, expect={"chat:*": "10m"}).audited()) == {"ttl_too_long"}
 
 
 @pytest.mark.parametrize("restored", [True, False])

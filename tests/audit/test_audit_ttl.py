@@ -11,10 +11,14 @@ from servers import NO_FSYNC
 from test_audit_causes import audited, spread, the_finding
 
 from memkit.audit import audit
+from memkit.audit.checks.persistent_keys import persistent_finding
 from memkit.audit.checks.ttl_inference import LifetimeAnalysis, ServerHistory
 from memkit.audit.checks.ttl_peaks import start_of
+from memkit.audit.context import AuditContext
+from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
-from memkit.config import Expectation
+from memkit.audit.server_info import ServerFacts
+from memkit.config import Expectation, parse_expectation
 from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
 
@@ -87,6 +91,22 @@ def test_reads_at_one_age_before_a_pause_prove_nothing(seed: int) -> None:
     history = ServerHistory(now, now - 300 * int(HOUR) * 1000)
     found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
     assert {one.confidence for one in found} <= {"possible"}
+
+
+def test_keys_written_during_the_audit_date_no_end() -> None:
+    # The server's time is read first: what is written while the keys are read was accessed later than that.
+    now, minute = 1_795_000_000_000, 60_000
+    ages = [*((age, None) for age in (*range(1, 20), -1)), *((-1, 3_600_000) for _ in range(4))]
+    keys = [
+        KeyFacts(f"chat:{n}".encode(), "list", ttl and at + ttl, at, now + 2 * minute, None)
+        for n, (age, ttl) in enumerate(ages)
+        for at in [now - age * minute]
+    ]
+    history = ServerHistory(now, now - 9 * 3_600_000)
+    context = AuditContext(keys, history, ServerFacts({}, {}, now_ms=now), siblings=lambda _: ())
+    found = persistent_finding(parse_expectation("chat:*=1h"), groups_of(keys, "chat:"), context)
+    assert found
+    assert (found.keys, found.since_is) == (20, "upper bound")
 
 
 # -- too long ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable
 
+import lz4.frame
 import pytest
+import zstandard
 
 from memkit.formats.parsing.bounded_json import parse
 from memkit.formats.parsing.encodings import PEEK_BYTES, encoding_of, examine, pickle_opcodes
@@ -65,12 +67,23 @@ FIELDS = b"\x0a\x05hello\x10\x96\x01"
         (b"[com.acme.Message@1a2b, com.acme.Message@2b3c]", "stringified object"),
         (b"[<app.Message object at 0x7f3c>, <app.Message object at 0x7f3d>]", "stringified object"),
         (b"[com.acme.Message@1a2b, see there]", "text"),
-        # A frame with the id of a dictionary, which this machine does not have.
-        (bytes.fromhex("28b52ffd2101052c0000") + b"hello", "zstd"),
     ],
 )
 def test_encoding_of_unknown_bytes(data: bytes, encoding: str) -> None:
     assert encoding_of(data) == encoding
+
+
+def test_frame_that_needs_a_dictionary_is_no_damage() -> None:
+    text = b'{"role": "user", "content": "hello"}'
+    dictionary = zstandard.train_dictionary(1_024, [text + b"%d" % number for number in range(2_000)])
+    frame = zstandard.ZstdCompressor(dict_data=dictionary).compress(text)
+    assert (str(examine(frame)), examine(frame).fault) == ("zstd", "")
+    assert examine(frame[:-3]).fault == "zstd ends early"
+    zstd_frame = zstandard.ZstdCompressor(write_checksum=True).compress(text)
+    for whole, name in ((zstd_frame, "zstd"), (lz4.frame.compress(text, content_checksum=True), "lz4")):
+        assert str(examine(whole)) == f"{name} > json"
+        damaged = whole[:-12] + bytes([whole[-12] ^ 1]) + whole[-11:]
+        assert examine(damaged).fault == f"{name} does not decompress to its end"
 
 
 @pytest.mark.parametrize("cut", [7, 5, 3])

@@ -95,7 +95,7 @@ def _since(
     if last is not None and last <= first + SLACK_MS:
         return Since(last, "lower bound")
     ended = _ended(accesses, analysis, context.history.now_ms)
-    return Since(min(first + 1_000, context.history.now_ms), "upper bound") if ended is None else Since(ended, "until")
+    return context.began_by(first) if ended is None else Since(ended, "until")
 
 
 def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> int | None:
@@ -107,9 +107,10 @@ def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> 
     before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)
     if not before:
         return None
-    usual = (before + after) * (began - accesses[0]) / max(now_ms - accesses[0], 1)
+    end = max(now_ms, accesses[-1] + 1)  # keys are read later than the server's time is
+    usual = (before + after) * (began - accesses[0]) / (end - accesses[0])
     # At one rate, a few keys are all before that time by chance, or one of many is long before the others.
     nats = before * math.log(before / usual) + (after * math.log(after / (before + after - usual)) if after else 0)
-    quiet = after / max(now_ms - began, 1) <= QUIETER * before / max(began - accesses[0], 1) and after < len(exact)
-    quiet = quiet and nats > SLIGHT_SURPRISE_NATS
+    fewer = after / max(end - began, 1) <= QUIETER * before / (began - accesses[0])
+    quiet = fewer and after < len(exact) and nats > SLIGHT_SURPRISE_NATS
     return round(began) if quiet else None

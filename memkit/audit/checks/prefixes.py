@@ -185,7 +185,7 @@ def _odd_finding(
     if replaced and last is not None:
         since = Since(last, "lower bound")
     elif first is not None:
-        since = Since(min(first + 1_000, context.history.now_ms), "upper bound")
+        since = context.began_by(first)
     ends = [one.deadline_ms for one in plain if one.deadline_ms is not None]
     stopped = expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - (last or 0))
     sure = len(odd) >= FEWEST and (mistake or (stopped and not began))
@@ -292,7 +292,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         share = (context.history.now_ms - last) / (expected.ttl_ms or math.inf)
         alone = near and not began_then and expected.ttl_ms is None
         if alone and {one.kind for one in others} <= {one.kind for one in keys} and _began(times, keys):
-            since = Since(min(min(times) + 1_000, context.history.now_ms), "upper bound")
+            since = context.began_by(min(times))
             return _wrong_prefix(expected, prefix, others, context, "possible", since=since, fact=LIKE_READS)
         if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < RENAMED_CHANCE):
             sure: Confidence = "likely" if stopped and near else "possible"
@@ -330,8 +330,7 @@ def _wrong_prefix(
     lifetimes = lifetimes_of(keys, context.history)
     ttl = common_ttl(lifetimes)
     if since is None and lifetimes and context.history.idle_known:
-        first = min(one.accessed for one in lifetimes) + 1_000
-        since = Since(min(first, context.history.now_ms), "upper bound")
+        since = context.began_by(min(one.accessed for one in lifetimes))
     name = f"{prefix}*" if prefix else "keys without a prefix"
     given = "without TTL" if not lifetimes else "with various TTLs" if ttl is None else f"with a TTL of {duration(ttl)}"
     return Finding.of(

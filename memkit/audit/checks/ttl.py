@@ -394,7 +394,7 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
             wrong_unit = size > 1_000 and context.server.called(*ABSOLUTE_DEADLINES)
             given = "EXPIREAT takes seconds, PEXPIREAT milliseconds" if wrong_unit else given
             return ttl_ms, f"the TTL is a Unix time in {unit}: {given}"
-    # A month of 20.8 days is one, too: only the very time of the writes and of their deadlines is no coincidence.
+    # A Unix time in milliseconds is a TTL of 20.8 days, which may be intended; the very time of these writes is not.
     if abs(anomaly.ttl_ms - now_s) <= 2 * expected_ms / 1000:
         return anomaly.ttl_ms, f"the TTL is a Unix time in seconds, taken for milliseconds: {given}"
     return ttl_ms, None
@@ -427,7 +427,7 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
     apart = "they share neither shape nor ids with the sessions without a TTL, so they may not be sessions"
     apart = "the server does not report their sizes, so they may be locks or counters" if unknown else apart
     first = min((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
-    since = None if first is None else Since(first, "upper bound")
+    since = None if first is None else context.began_by(first)
     return Finding.of(
         "ttl_too_short",
         expected,
