@@ -31,6 +31,12 @@ def test_dir_shows_the_public_names_only():
     assert dir(memkit) == sorted([*promised, *EXCEPTIONS])
 
 
+def test_other_names_are_refused():
+    for name in ("remember", "NoPermissionError"):  # the second is in memkit.errors, and redis-py's
+        with pytest.raises(AttributeError, match=f"module 'memkit' has no attribute '{name}'"):
+            getattr(memkit, name)
+
+
 def run_python(script):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 

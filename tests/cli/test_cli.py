@@ -277,6 +277,13 @@ def test_a_file_that_cannot_be_written_is_named(capsys, ports, command, folder):
     assert "Errno" not in err
 
 
+def test_unwritable_file_is_named_before_the_audit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    file = tmp_path / "keys.txt"
+    code, _, err = run(capsys, "audit", "redis://127.0.0.1:1", "--expect", "s=7d", "--affected", str(file))
+    assert (code, err) == (2, f"memkit: {file} cannot be written; give --affected another file\n")
+
+
 def test_replica_that_does_not_answer_hides_no_session(capsys):
     with RedisServer(port=0) as server, server.client() as client:
         client.set("chat:1", "x", ex=100)
