@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.finding import Finding, Since
-from memkit.audit.key_shapes import groups_of
+from memkit.audit.key_shapes import Group
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.readonly.values import to_name
@@ -32,19 +32,19 @@ longest time before. In a night or a weekend, one large session that is always i
 """
 
 
-def shared_key(expected: Expectation, keys: Sequence[KeyFacts]) -> Finding | None:
+def shared_key(expected: Expectation, groups: Sequence[Group]) -> Finding | None:
     """Return the finding of a key that many users share.
 
     Args:
         expected: The expectation that the keys match.
-        keys: Its keys; only ``--full`` asks for their sizes.
+        groups: Its sessions' keys; only ``--full`` asks for their sizes.
 
     Returns:
         The finding if a session's id is the text of no id, or if one session, by far the largest, is the
         only one still written to; else None.
     """
     sessions: defaultdict[str, list[KeyFacts]] = defaultdict(list)
-    for group in groups_of(keys, expected.prefix):
+    for group in groups:
         for member in group.members:
             sessions[member.session].append(member.facts)
     sizes = {session: sum(one.size_bytes or 0 for one in own) for session, own in sessions.items()}

@@ -154,7 +154,7 @@ def _diagnosis(
     if not findings and expected.ttl_ms is not None:
         findings += _field_findings(expected, context)
     keys = [one for group in groups for one in group.keys]
-    if shared := shared_key(expected, keys):
+    if shared := shared_key(expected, groups):
         findings.append(shared)
     parts = {group.part for group in ignored} - {group.part for group in groups}
     return Diagnosis(
