@@ -393,7 +393,9 @@ def test_unit_factor_of_a_ttl_in_a_wrong_unit(
     kind: Any, expected_ms: int, observed_ms: float, factor: int | None
 ) -> None:
     anomaly = TtlAnomaly(kind=kind, ttl_ms=observed_ms, keys=50, confidence="proven")
-    assert anomaly.unit_factor(expected_ms) == factor
+    exact_ms, text = anomaly.unit_mistake(expected_ms) or (None, "")
+    assert exact_ms == (factor and (expected_ms * factor if kind == "long" else expected_ms / factor))
+    assert f"a factor of exactly {factor:,}:" in text if factor else not text
 
 
 def test_unix_time_given_as_a_ttl(traffic: Traffic) -> None:

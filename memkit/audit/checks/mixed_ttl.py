@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, pairwise, product
 
-from memkit.audit.checks.ttl_inference import NEARLY_ALL, rounded, whole_minutes
+from memkit.audit.checks.ttl_inference import NEARLY_ALL, rounded
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS, TOGETHER_MS
 from memkit.audit.finding import Confidence, Finding
 from memkit.audit.key_shapes import Group, Member
@@ -139,4 +139,4 @@ def _longest(sessions: Sequence[Sequence[Member]]) -> dict[str, int]:
     for member in chain.from_iterable(sessions):
         if member.facts.ttl_at_last_access_ms is not None:
             found[member.part] = max(found.get(member.part, 0), member.facts.ttl_at_last_access_ms)
-    return {part: round(rounded(whole_minutes(ttl))) for part, ttl in found.items()}
+    return {part: round(rounded(ttl)) for part, ttl in found.items()}

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, usual_bytes
-from memkit.audit.checks.ttl_inference import SLACK_MS, SLIGHT_SURPRISE_NATS, LifetimeAnalysis
+from memkit.audit.checks.ttl_inference import DOUBT_NATS, LifetimeAnalysis
+from memkit.audit.checks.ttl_peaks import TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -92,7 +93,7 @@ def _since(
         return None
     analysis = LifetimeAnalysis(everything, expected, context.history)
     first, last = accesses[0], analysis.stopped_at()
-    if last is not None and last <= first + SLACK_MS:
+    if last is not None and last <= first + TOGETHER_MS:
         return Since(last, "lower bound")
     ended = _ended(accesses, analysis, context.history.now_ms)
     return context.began_by(first) if ended is None else Since(ended, "until")
@@ -100,7 +101,7 @@ def _since(
 
 def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> int | None:
     """Return when keys with a TTL began to be written, if hardly any key without one was accessed since."""
-    exact = [one for one in analysis.right if one.known and abs(one.given - analysis.ttl) <= SLACK_MS]
+    exact = [one for one in analysis.right if one.known and abs(one.given - analysis.ttl) <= TOGETHER_MS]
     if len(exact) < FEWEST_AFTER:
         return None
     began = min(one.accessed for one in exact)
@@ -112,5 +113,5 @@ def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> 
     # At one rate, a few keys are all before that time by chance, or one of many is long before the others.
     nats = before * math.log(before / usual) + (after * math.log(after / (before + after - usual)) if after else 0)
     fewer = after / max(end - began, 1) <= QUIETER * before / (began - accesses[0])
-    quiet = fewer and after < len(exact) and nats > SLIGHT_SURPRISE_NATS
+    quiet = fewer and after < len(exact) and nats > DOUBT_NATS
     return round(began) if quiet else None

@@ -19,7 +19,6 @@ from memkit.audit.checks.payload_times import written_ms
 from memkit.audit.checks.shared_key import NO_VALUES
 from memkit.audit.checks.ttl_inference import (
     ONE_WRITE_MS,
-    SLACK_MS,
     SOME,
     KeyLifetime,
     LifetimeAnalysis,
@@ -29,7 +28,7 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
 )
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import WITH_JITTER, Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import MOST_WORDS, Group, alike, by_prefix, groups_of
@@ -124,7 +123,7 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         times.sort(key=lambda one: min(one[1]))
         last, change = min(times[0][1]), 0
         for at, (_, written) in enumerate(times):
-            change = at if min(written) >= last - SLACK_MS else change
+            change = at if min(written) >= last - TOGETHER_MS else change
             last = max(last, *written)
         if last - min(times[0][1]) <= ONE_WRITE_MS:
             continue  # a script that writes shape after shape replaces none
@@ -176,7 +175,7 @@ def _odd_finding(
     first, newest = min(accesses, default=None), max(accesses, default=0)
     last = _last_written(expected, plain, context)
     # Names that were all written at one time replace none; two kinds of writers write in any order.
-    replaced = first is not None and last is not None and last <= first + SLACK_MS and newest > last + SLACK_MS
+    replaced = first is not None and last is not None and last <= first + TOGETHER_MS and newest > last + TOGETHER_MS
     replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / RENAMED_CHANCE)
     began = not replaced and expected.ttl_ms is None and _began(accesses, plain)
     if not replaced and not mistake and not began:
@@ -287,7 +286,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         written = [one.accessed for one in LifetimeAnalysis(others, expected, context.history).right]
         times = written if expected.ttl_ms else [one.touched_ms for one in others if one.touched_ms is not None]
         # Names that were all written at one time replace none: the parts of one session, or a restored backup.
-        began_then = bool(times) and last <= min(times) + SLACK_MS and max(times) > last + SLACK_MS
+        began_then = bool(times) and last <= min(times) + TOGETHER_MS and max(times) > last + TOGETHER_MS
         # Names unlike these are of other sessions, unless none of them was written before by more than chance.
         share = (context.history.now_ms - last) / (expected.ttl_ms or math.inf)
         alone = near and not began_then and expected.ttl_ms is None

@@ -22,9 +22,7 @@ from memkit.audit.checks.ttl_inference import (
     HOUR_MS,
     NEARLY_ALL,
     ONE_WRITE_MS,
-    SLACK_MS,
     SOME,
-    UNIT_FACTORS,
     LifetimeAnalysis,
     TtlAnomaly,
     analyses_of,
@@ -33,7 +31,6 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
     spread,
-    whole_minutes,
 )
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, IDLE_GRAIN_MS, TOGETHER_MS
 from memkit.audit.context import AuditContext
@@ -214,7 +211,7 @@ def _not_written(analysis: LifetimeAnalysis, context: AuditContext) -> str | Non
 def _ignored(expected: Expectation, group: Group, *, apart: bool) -> str:
     """Return the note of ignored keys. ``apart``: whether an expectation can name them without naming sessions."""
     volatile = [one for one in group.keys if one.deadline_ms is not None]
-    longest = rounded(whole_minutes(longest_given(volatile)))
+    longest = rounded(longest_given(volatile))
     given = f"have a TTL of at most {duration(longest)}" if volatile else "have no TTL"
     many, shape = counted(len(group.members), "key"), f"{expected.prefix}{group.part}"
     ttl = ttl_text(round(longest)) if volatile else "never"
@@ -283,7 +280,7 @@ def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_
     # With few sessions, a pause of a day or two is usual.
     chance = max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
     few = anomaly.keys < FEWEST_SESSIONS or chance > PAUSE_CHANCE
-    if few or last > first + SLACK_MS or not have_stopped(ends, now_ms - last):
+    if few or last > first + TOGETHER_MS or not have_stopped(ends, now_ms - last):
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
@@ -377,11 +374,8 @@ def _is_affected(one: KeyFacts, anomaly: TtlAnomaly) -> bool:
 
 def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) -> tuple[float, str | None]:
     """Return the TTL, exactly if a unit mistake explains it, and that mistake."""
-    if factor := anomaly.unit_factor(expected_ms):
-        _, longer, shorter = UNIT_FACTORS[factor]
-        taken = f"{longer} taken for {shorter}" if anomaly.kind == "short" else f"{shorter} taken for {longer}"
-        exact_ms = expected_ms * factor if anomaly.kind == "long" else expected_ms / factor
-        return exact_ms, f"too {anomaly.kind} by a factor of exactly {factor:,}: {taken}"
+    if mistake := anomaly.unit_mistake(expected_ms):
+        return mistake
     ttl_ms = anomaly.ttl_ms if anomaly.jitter else rounded(anomaly.ttl_ms)
     wrapped_ms = expected_ms % (UINT_MAX + 1)
     for held_ms, how in ((wrapped_ms, "overflow"), (INT_MAX, "are cut to"), (UINT_MAX, "are cut to")):

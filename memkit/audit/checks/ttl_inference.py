@@ -41,30 +41,21 @@ from memkit.render import duration
 
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
-EVENT_MS = 4_000
-"""Keys written within this time and last accessed within this time count as one event."""
+
 ONE_WRITE_MS = 30_000
 """A job that writes or reads many sessions takes less."""
-SLACK_MS = 2_000
-"""Two bounds that are closer than the idle clock's grain at both ends count as one moment."""
-SLIGHT_SURPRISE_NATS = 3.0
+
+DOUBT_NATS = 3.0
 """A chance of 1 in 20: reason enough to doubt a suspicion, not to raise one."""
-FEW_READS_NATS = math.log(10_000)
-"""Reads of the others at their rate would have met exactly these keys with a chance of less than 1 in 10,000."""
-LARGEST_GAP_NATS = 3.0
-"""Of evenly spread values a larger gap has a chance of 5 %."""
 FEWEST_MOMENTS = 10
-"""Fewer other moments of writing do not show when sessions are written and read."""
-FEWEST_EVEN = 20
-"""Fewer values of a few batches may look evenly spread."""
+"""Fewer moments of writing do not show when sessions are written and read, and may look evenly spread by chance."""
 CONFIGURED_STEP_MS = 300_000
 """A TTL of a multiple of five minutes, to the idle clock's grain, is a coincidence with a chance of 1 %."""
 IMPROBABLE = 0.0011
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005. The chance
 of a thousandth, milliseconds taken for seconds, is 0.001; the idle clock's grain may add a tenth to that.
 """
-SHOWN_CHANCE = 0.0001
-"""A smaller chance would be printed as 0.00%."""
+
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 STOPPED_GAPS = 5
@@ -73,12 +64,10 @@ NEARLY_ALL, SOME = 0.9, 0.05
 """One cause explains nearly all keys; some have been read meanwhile, or belong to another."""
 LATEST_READ = 0.1
 """Jobs that read sessions at one age do so before less than this share of the TTL is left."""
-LATEST_GAPS, RECENT_ENDS = 3, 11
-"""The last write was no later than so many usual gaps, those between the last deadlines, after the last known one."""
+
 CROWDED, DESERTED = 10, 1.5
 """Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
-FILLED = 0.2
-"""The middle one of evenly spread values is at least this share of their range away from both ends."""
+
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
 TICK_MS, TICK_SHARE = 1_000, 1 / 7
@@ -131,7 +120,7 @@ class KeyLifetime(NamedTuple):
     @property
     def event(self) -> tuple[int, int]:
         """The moment of its deadline and of its last access; equal for keys that were handled together."""
-        return self.deadline // EVENT_MS, self.accessed // EVENT_MS
+        return self.deadline // TOGETHER_MS, self.accessed // TOGETHER_MS
 
 
 class Suspects(NamedTuple):
@@ -193,25 +182,28 @@ class TtlAnomaly:
     reasons: tuple[str, ...] = ()
     still_expected: int = 0
 
-    def unit_factor(self, expected_ms: int) -> int | None:
-        """Return the factor of ``UNIT_FACTORS`` by which the TTL is off, exactly."""
-        for factor, (unit_ms, _, _) in UNIT_FACTORS.items():
+    def unit_mistake(self, expected_ms: int) -> tuple[float, str] | None:
+        """Return the exact TTL and the mistake in words, if the TTL is off by a factor of ``UNIT_FACTORS``."""
+        for factor, (unit_ms, longer, shorter) in UNIT_FACTORS.items():
             exact = expected_ms * factor if self.kind == "long" else expected_ms / factor
             if max(exact, expected_ms) % unit_ms:
                 continue
             near = JITTERED_SHARE * exact if self.jitter else max(_error_ms(exact), min(TICK_MS, TICK_SHARE * exact))
             if abs(self.ttl_ms - exact) <= near:
-                return factor
+                taken = f"{shorter} taken for {longer}" if self.kind == "long" else f"{longer} taken for {shorter}"
+                return exact, f"too {self.kind} by a factor of exactly {factor:,}: {taken}"
         return None
 
 
 def rounded(ms: float) -> float:
-    """Return the nearest TTL that a person would write if it is within the grain, otherwise the same."""
-    for unit, steps in ((DAY_MS, (1,)), (HOUR_MS, (1,)), (MINUTE_MS, (5, 1)), (1_000, (30, 5, 1))):
-        for step in steps:
-            size = unit * step
-            if ms >= size and abs(ms - round(ms / size) * size) <= _error_ms(ms):
-                return float(round(ms / size) * size)
+    """Return the nearest TTL that a person would write if it is within the grain, otherwise the same.
+
+    Both ends of the idle clock err in one direction if the server is busy, and hardly anyone configures 301 s.
+    """
+    for size in (DAY_MS, HOUR_MS, 5 * MINUTE_MS, MINUTE_MS, 30_000, 5_000, 1_000):
+        near = max(_error_ms(ms), IDLE_GRAIN_MS if size >= MINUTE_MS else 0)
+        if round(ms / size) and abs(ms - round(ms / size) * size) <= near:
+            return float(round(ms / size) * size)
     return float(ms)
 
 
@@ -239,7 +231,7 @@ def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
     if peak is None:
         return None
     members = [one for one in lifetimes if peak.holds(one.given)]
-    return rounded(_ttl_of(members, peak, idle_known=True)[0])
+    return rounded(_ttl_of(members, peak)[0])
 
 
 class LifetimeAnalysis:
@@ -259,7 +251,7 @@ class LifetimeAnalysis:
         self.jitter = expected.tolerance
         self.sliding = expected.policy.kind == "sliding"
         self.history = history
-        slack = min(SLACK_MS, SOME * self.ttl)
+        slack = min(TOGETHER_MS, SOME * self.ttl)
         self.floor = self.ttl * (1 - self.jitter) - slack
         self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
@@ -304,7 +296,7 @@ class LifetimeAnalysis:
             if given > LATEST_READ * self.ttl:
                 break
             usual = all_events * given / self.ttl
-            if usual < RARE or (count >= 2 and surprise(count, usual) > 2 * SLIGHT_SURPRISE_NATS):
+            if usual < RARE or (count >= 2 and surprise(count, usual) > 2 * DOUBT_NATS):
                 members = [one for one in near if one.given <= given]
                 if not self._has_untouched(members):
                     return self._given_at_most(given, members)
@@ -343,13 +335,14 @@ class LifetimeAnalysis:
             return None
         peak = longest(sorted(one.given for one in self.long))
         members = [one for one in self.long if peak.holds(one.given)]
-        ttl, jitter = _ttl_of(members, peak, idle_known=self.history.idle_known)
+        idle_known = self.history.idle_known
+        ttl, jitter = _ttl_of(members, peak) if idle_known else (max(one.given for one in members), 0.0)
         # One deadline for all, such as the end of a year, is no time of writing.
         first = min(min(one.deadline for one in members) - peak.low, *(one.accessed for one in members))
         # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
         # only those from before, if there are hardly any others.
         exact = [one for one in self.right if abs(one.given - self.ttl) <= IDLE_GRAIN_MS]
-        before = [one for one in exact if one.deadline - self.ttl <= first + SLACK_MS]
+        before = [one for one in exact if one.deadline - self.ttl <= first + TOGETHER_MS]
         hidden = len(exact) - len(before) > max(2, SOME * len(exact))
         last = None if hidden else self.last_write(before)
         since = Since(math.ceil(first), "upper bound") if last is None else Since(last, "lower bound")
@@ -357,7 +350,6 @@ class LifetimeAnalysis:
         ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
         since = since if ended is None else Since(ended, "until")
         both = len(exact) - len(before) if hidden and ended is None else 0
-        idle_known = self.history.idle_known
         return TtlAnomaly(
             kind="long",
             ttl_ms=ttl,
@@ -381,7 +373,7 @@ class LifetimeAnalysis:
     def _peaks(self) -> list[TtlPeak]:
         values = [one.given for one in self.short]
         # Keys written together and read together are one witness of a TTL with jitter, not many.
-        apart = {(one.given // EVENT_MS, one.deadline // EVENT_MS): one.given for one in self.short}
+        apart = {one.event: one.given for one in self.short}
         found = ttl_peaks(values, sorted(apart.values()), spread_over=self.floor)
         return sorted(found, key=lambda one: (one.wide, -one.count))
 
@@ -536,7 +528,7 @@ class LifetimeAnalysis:
         known = [one for one in others if one.known]
         exact = sum(abs(one.given - self.ttl) < TOGETHER_MS for one in known)
         share = (len(known) - exact + 1) / (len(known) + 1)
-        if len(members) * -math.log(share) < FEW_READS_NATS:
+        if len(members) * -math.log(share) < SURE_NATS:
             return None, ""
         read = f"at most {math.ceil(100 * share)}% of the others were read"
         return sure, f"no session with such a deadline is unread, although {read}"
@@ -569,7 +561,7 @@ class LifetimeAnalysis:
         beside = sum(first - margin <= one <= last + margin for one in right)
         stretch = max(right, default=0) - min(right, default=0)
         chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
-        return beside >= SOME * len(members) or surprise(beside, chance) > SLIGHT_SURPRISE_NATS
+        return beside >= SOME * len(members) or surprise(beside, chance) > DOUBT_NATS
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
@@ -592,12 +584,14 @@ class LifetimeAnalysis:
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
         paused = top > RARE * self.ttl
-        confidence: Confidence = "likely" if ((others and not paused) or young) and count >= FEWEST_EVEN else "possible"
+        confidence: Confidence = (
+            "likely" if ((others and not paused) or young) and count >= FEWEST_MOMENTS else "possible"
+        )
         found = self._short_anomaly(Suspects(peak, members, others), len(members), confidence, reason)
         first = found.first_seen_ms if self.history.idle_known else None
         # Reads lower most values, and an old session that was read is above them.
         ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
-        return replace(found, ttl_ms=rounded(ttl), jitter=0.0, keys=count, first_seen_ms=first, still_expected=0)
+        return replace(found, ttl_ms=ttl, jitter=0.0, keys=count, first_seen_ms=first, still_expected=0)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
         """Judge few keys by probability: none was given much, and of the expected TTL so little is improbable."""
@@ -609,13 +603,13 @@ class LifetimeAnalysis:
         if chance > IMPROBABLE:
             return None
         when = "had more left at its last access" if self.history.idle_known else "has more left"
-        reason = f"no key {when} than {duration(top)}; with a TTL of {duration(self.ttl)}, the chance of that is "
-        reason += "below 0.01%" if chance < SHOWN_CHANCE else f"{chance:.2%}"
+        reason = f"no key {when} than {duration(top)}; with a TTL of {duration(self.ttl)}, the chance of that is at "
+        reason += f"most {max(chance, 0.0001):.2%}"
         first = min(one.accessed for one in self.short) if self.history.idle_known else None
         since = None if first is None else Since(first + 1_000, "upper bound")
         return TtlAnomaly(
             kind="short",
-            ttl_ms=whole_minutes(top),
+            ttl_ms=top,
             keys=len(self.short),
             confidence="likely",
             since=since,
@@ -625,7 +619,7 @@ class LifetimeAnalysis:
 
     def _short_anomaly(self, suspects: Suspects, count: int, confidence: Confidence, reason: str) -> TtlAnomaly:
         peak, members, _ = suspects
-        ttl, jitter = _ttl_of(members, peak, idle_known=True)
+        ttl, jitter = _ttl_of(members, peak)
         since = self._when(suspects)
         first = round(_onset(suspects))
         # What has no more left than the short TTL may have been given it while a save hid the access.
@@ -634,7 +628,7 @@ class LifetimeAnalysis:
         both = 0
         if since.bound == "upper bound":
             top = self._longest_expected(self.right)
-            both = sum(one.deadline - top > first + SLACK_MS for one in self.right)
+            both = sum(one.deadline - top > first + TOGETHER_MS for one in self.right)
             ended = self._ended([one.accessed for one in members], [round(one.deadline - top) for one in self.right])
             if ended is not None:
                 since, both = Since(ended, "until"), 0
@@ -653,9 +647,9 @@ class LifetimeAnalysis:
     def _ended(self, writes: Sequence[int], expected_writes: Sequence[int]) -> int | None:
         """Return when the last of these writes was, if they stopped and the expected TTL is given since."""
         last = max(writes)
-        after = sum(one > last + SLACK_MS for one in expected_writes)
+        after = sum(one > last + TOGETHER_MS for one in expected_writes)
         # Twice the usual proof: with ten times the usual gap, the chance is 0.00005 while they are still written.
-        stopped = have_stopped(writes, (self.history.now_ms - last - SLACK_MS) / 2)
+        stopped = have_stopped(writes, (self.history.now_ms - last - TOGETHER_MS) / 2)
         return last if stopped and after >= FEWEST else None
 
     def _when(self, suspects: Suspects) -> Since:
@@ -669,16 +663,9 @@ class LifetimeAnalysis:
         last = self.last_write(old)
         if last is None:
             return upper
-        # The same, as late as it may have been.
-        latest = last
-        if self._is_jittered(old):
-            ends = sorted(one.deadline for one in old)
-            recent = ends[-RECENT_ENDS:]
-            gap = (recent[-1] - recent[0]) / max(len(recent) - 1, 1)
-            latest = round(ends[-1] - max(one.given for one in old) + LATEST_GAPS * gap)
-        pause_ms = self.history.now_ms - latest
+        pause_ms = self.history.now_ms - last
         stopped = not self.history.idle_known or have_stopped([one.deadline for one in suspects.others], pause_ms)
-        return Since(last, "lower bound") if latest <= first + SLACK_MS and stopped else upper
+        return Since(last, "lower bound") if last <= first + TOGETHER_MS and stopped else upper
 
     def _former(self, suspects: Suspects) -> Sequence[KeyLifetime]:
         """Return the keys of the former TTL: of a jittered new one some values are over the peak, and do not fit it."""
@@ -711,7 +698,7 @@ def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: Server
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
     found = []
     for ttl_ms in expected.other_ttls_ms:
-        top = ttl_ms * (1 + expected.tolerance) + SLACK_MS
+        top = ttl_ms * (1 + expected.tolerance) + TOGETHER_MS
         shorter = [one for one in keys if (one.ttl_at_last_access_ms or 0) <= top]
         found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
         keys = [one for one in keys if (one.ttl_at_last_access_ms or 0) > top]
@@ -736,26 +723,15 @@ def spread(values: Sequence[int]) -> float:
     return quantile(ordered, 1 - SOME) - quantile(ordered, SOME)
 
 
-def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak, *, idle_known: bool) -> tuple[float, float]:
+def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak) -> tuple[float, float]:
     """Return the TTL behind a peak, in ms, and its jitter as a share (0: none)."""
     values = sorted(one.given for one in members)
-    if not idle_known:
-        return rounded(values[-1]), 0.0
     if not peak.wide:
         # More exact than the idle clock's grain: its errors even out.
-        return whole_minutes(sum(one.given for one in members) / len(members)), 0.0
+        return sum(values) / len(values), 0.0
     low, high = quantile(values, SOME), values[-1]  # reads put a few below
     center = (low + high) / 2
     return center, (high - low) / 2 / center
-
-
-def whole_minutes(ms: float) -> float:
-    """Return a TTL of whole minutes if it is within the idle clock's grain, otherwise the same.
-
-    Both ends of the idle clock err in one direction if the server is busy, and hardly anyone configures 301 s.
-    """
-    minutes = float(round(ms / MINUTE_MS) * MINUTE_MS)
-    return minutes if minutes and abs(ms - minutes) <= IDLE_GRAIN_MS else ms
 
 
 def _onset(suspects: Suspects) -> float:
@@ -772,9 +748,8 @@ def _edge(lefts: Sequence[int], ttl: int) -> int:
         count = index + 1
         # Of evenly spread values hardly any gap is larger; those of a few batches have larger ones.
         gap = max(high - low for low, high in pairwise((0, *lefts[:count])))
-        even = gap <= top * (math.log(count) + LARGEST_GAP_NATS) / count
+        even = gap <= top * (math.log(count) + DOUBT_NATS) / count
         crowded = count / max(top, 1) >= CROWDED * max(len(lefts) - count, 1) / ttl
-        filled = FILLED * top <= lefts[count // 2] <= (1 - FILLED) * top
-        if top < ttl / 2 and after > DESERTED * top and crowded and filled and even:
+        if top < ttl / 2 and after > DESERTED * top and crowded and even:
             return count
     return 0

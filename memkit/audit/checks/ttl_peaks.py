@@ -17,24 +17,17 @@ TOGETHER_MS = 2 * IDLE_GRAIN_MS
 """The difference of two values by idle clocks that are one value."""
 SURE_NATS = 10.0
 """The surprise, if there were reads only, that makes a peak: a chance of 1 in 20,000 that any window has as many."""
-EDGES = 60
-"""How many places are tried for an edge: finer ones moved no observed TTL by more than 0.2 % (simulated)."""
-PEERS = 40
-"""How many of the fullest windows a window is compared with: a grid of writes and reads has many alike."""
+
 WIDE_RATIO = 1.222
 """The widest jitter looked for: 10 % either way, from the shortest to the longest."""
-FEWEST, FEWEST_WIDE = 3, 8
-"""Two values agree by chance; a jitter shows in more of them."""
-FEWEST_PEERS = 4
+FEWEST = 3
+"""Two values agree by chance."""
+
 AROUND = 3
 """A window is compared with the values before and after it, this many times its length."""
-STEEP, STEEP_WIDE = 1.7, 1.2
-"""A window holds this many times the values of the window below it: most sessions are read soon after a write, so reads
-alone make more values the nearer to the TTL. Far from the TTL they hardly do.
-"""
-HIGH, HIGH_WIDE = 4, 5
+HIGH = 4
 """A window holds this many times the values of the window above it, if one short TTL explains it."""
-SHARP_NATS = 5.0
+
 STEP_RATIO, STEP_MS = 1.03, 500
 """The distances at which windows begin."""
 COMMON_SHARE = 0.2
@@ -67,37 +60,31 @@ def ttl_peaks(values: Sequence[int], apart: Sequence[int], spread_over: float) -
 
     ``apart``: the values with those written and read together counted once; only these can show a jitter.
     """
-    narrow = _windows(values, spread_over, ratio=1.0, at_least=FEWEST)
-    wide = _windows(apart, spread_over, ratio=WIDE_RATIO, at_least=FEWEST_WIDE)
+    narrow, wide = _windows(values, spread_over, ratio=1.0), _windows(apart, spread_over, ratio=WIDE_RATIO)
     # A wide peak with a narrow one in it is that one: reads only lower values.
     return narrow + [one for one in wide if not any(one.low <= part.low and part.high <= one.high for part in narrow)]
 
 
-def _windows(values: Sequence[int], spread_over: float, *, ratio: float, at_least: int) -> list[TtlPeak]:
+def _windows(values: Sequence[int], spread_over: float, *, ratio: float) -> list[TtlPeak]:
     """Return the fullest windows, each from a value to the same times ``ratio`` and the idle clock's grain."""
     wide = ratio > 1
-    found: list[tuple[int, float, float]] = []
-    full = []
+    found: list[TtlPeak] = []
     for low in _starts(values, wide=wide):
         high = low * ratio + TOGETHER_MS
         first, last = bisect_left(values, low), bisect_right(values, high)
-        if last - first >= at_least:
-            full.append((last - first, low, high))
-    peers = [] if wide else _apart(full)
-    for count, low, high in full:
-        first, last = bisect_left(values, low), bisect_right(values, high)
-        others = [other for other, at, end in peers if end < low or high < at]
-        peer = sum(others[:FEWEST_PEERS]) / FEWEST_PEERS if len(others) >= FEWEST_PEERS else 0.0
+        count = last - first
         below, above, overall = _around(values, low, high, spread_over, wide=wide)
         # Reads only lower values, so those below a sharp edge may belong to it; a jitter has no sharp edge.
         usual = max(below if wide and high >= spread_over / 2 else above, overall)
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
-        steep = STEEP_WIDE if wide and high < spread_over / 2 else STEEP
-        stands_out = count > steep * below and count > (HIGH_WIDE * above if wide else HIGH * usual)
-        sharp = wide or surprise(count, below) > SHARP_NATS
-        if stands_out and sharp and surprise(count, usual) > enough and surprise(count, peer) > SURE_NATS:
-            found.append((count, values[first], values[last - 1]))
-    return [TtlPeak(low, high, count, wide) for count, low, high in _apart(found)]
+        many = count >= FEWEST and count > max(below, HIGH * (above if wide else usual))
+        if many and surprise(count, usual) > enough:
+            found.append(TtlPeak(values[first], values[last - 1], count, wide))
+    best: list[TtlPeak] = []
+    for one in sorted(found, key=lambda one: -one.count):
+        if all(one.high < other.low or other.high < one.low for other in best):
+            best.append(one)
+    return best
 
 
 def _starts(values: Sequence[int], *, wide: bool) -> list[float]:
@@ -117,14 +104,6 @@ def _around(values: Sequence[int], low: float, high: float, spread_over: float, 
     below = (bisect_left(values, low) - bisect_left(values, first)) / max(low - first, width)
     above = (bisect_right(values, high + reach) - bisect_right(values, high)) / reach
     return below * width, above * width, len(values) / max(spread_over, width) * width
-
-
-def _apart(full: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
-    best: list[tuple[int, float, float]] = []
-    for one in sorted(full, key=lambda one: -one[0]):
-        if len(best) < PEERS and all(one[2] < low or high < one[1] for _, low, high in best):
-            best.append(one)
-    return best
 
 
 def longest(values: Sequence[int]) -> TtlPeak:
@@ -151,10 +130,9 @@ def best_peak(values: Sequence[int], spread_over: float) -> TtlPeak | None:
 
 def start_of(values: Sequence[int]) -> float:
     """Return the value at which sorted values become dense, without the few that are scattered before."""
-    step = max(len(values) // EDGES, 1)
     whole = _fit(len(values), values[-1] - values[0])
     best = (whole + math.log(len(values)), 0)
-    for first in range(step, len(values) // 2 + 1, step):
+    for first in range(1, len(values) // 2 + 1):
         before = _fit(first, values[first] - values[0])
         since = _fit(len(values) - first, values[-1] - values[first])
         if (len(values) - first) * (values[first] - values[0]) > first * (values[-1] - values[first]):
