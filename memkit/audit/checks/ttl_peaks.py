@@ -78,7 +78,9 @@ def _windows(values: Sequence[int], spread_over: float, *, ratio: float) -> list
         usual = max(below if wide and high >= spread_over / 2 else above, overall)
         enough = SURE_NATS + math.log(max(spread_over / (high - low), 1))
         many = count >= FEWEST and count > max(below, HIGH * (above if wide else usual))
-        if many and surprise(count, usual) > enough:
+        # Reads alone make no sharp edge, and neither does a jitter.
+        sharp = wide or surprise(count, below) > SURE_NATS
+        if many and sharp and surprise(count, usual) > enough:
             found.append(TtlPeak(values[first], values[last - 1], count, wide))
     best: list[TtlPeak] = []
     for one in sorted(found, key=lambda one: -one.count):
