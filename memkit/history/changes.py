@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from memkit.history.states import KeyEvent, Moment
+from memkit.policy import JITTER, UNIT_MS
 from memkit.render import duration, printable, utc_text, utc_time
 
 SAME_TTL = 0.01
@@ -18,6 +20,8 @@ FEWEST_RETURNS = 2
 """A release and its rollback return to the former TTL once; after few writes each, two returns are two TTLs."""
 MOST_SHAPES = 1_000
 """More shapes of names are followed together."""
+TtlRange = tuple[int, int]
+"""The shortest and the longest TTL, in milliseconds, that may have been given; twice the same if it is known."""
 Shape = int | tuple[bytes, ...]
 _SEPARATOR = re.compile(rb"[:/|.#]")
 _WORD = re.compile(rb"[A-Za-z][A-Za-z_-]*")
@@ -26,7 +30,7 @@ _PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
 
 @dataclass(frozen=True, slots=True)
 class TtlChange:
-    """From when on the keys under a prefix got another TTL."""
+    """From when on the keys under a prefix got another TTL; of a TTL that is not known, the most that it can be."""
 
     prefix: str
     from_ttl_ms: int | None
@@ -34,13 +38,17 @@ class TtlChange:
     at: Moment
     last_before: Moment
     exact: bool = False
+    from_at_most_ms: int | None = None
+    to_at_most_ms: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the change as ``history --json`` shows it."""
         return {
             "prefix": self.prefix,
             "from_ttl_s": plain_seconds(self.from_ttl_ms),
+            "from_ttl_at_most_s": plain_seconds(self.from_at_most_ms),
             "to_ttl_s": plain_seconds(self.to_ttl_ms),
+            "to_ttl_at_most_s": plain_seconds(self.to_at_most_ms),
             "at": time_text(time_of(self.at.earliest_ms if self.exact else self.at.latest_ms)),
             "at_is": "exact" if self.exact else "between",
             "not_before": None if self.exact else time_text(time_of(self.last_before.earliest_ms)),
@@ -50,46 +58,66 @@ class TtlChange:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
         prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
-        return f"{prefix}  {duration(self.from_ttl_ms)} → {duration(self.to_ttl_ms)} {when}"
+        ttls = ttl_text(self.from_ttl_ms, self.from_at_most_ms), ttl_text(self.to_ttl_ms, self.to_at_most_ms)
+        return f"{prefix}  {' → '.join(ttls)} {when}"
+
+
+@dataclass(slots=True)
+class _Run:
+    """One TTL that keys of one shape got in a row: its range, the first and the last write, and how many there were."""
+
+    range_ms: TtlRange
+    first: KeyEvent
+    last: Moment
+    count: int = 1
+
+    @property
+    def began(self) -> Moment:
+        """When the first write was made: with the shortest TTL in the range it was made last."""
+        event, at = self.first, self.first.moment
+        if not event.ttl_is_open or event.ttl_ms is not None or event.deadline_ms is None or at.latest_ms is None:
+            return at
+        return at._replace(latest_ms=min(at.latest_ms, event.deadline_ms - self.range_ms[0]))
 
 
 @dataclass(slots=True)
 class _Given:
-    """The TTL that keys of one shape get, and the changes.
+    """The TTLs that keys of one shape got, one after the other; ``returns``: how often a former one was given again."""
 
-    ``count``: how often they got it in a row; ``before``: before the first change; ``shortest``: between two changes.
-    """
-
-    ttl_ms: int
-    last: Moment
-    count: int = 0
-    before: int = 0
-    shortest: int = MOST_CHANGES
+    runs: list[_Run] = field(default_factory=list)
     returns: int = 0
-    changes: list[TtlChange] = field(default_factory=list)
 
-    def add(self, prefix: str, ttl_ms: int, moment: Moment) -> None:
-        if not _same(self.ttl_ms, ttl_ms):
-            self.returns += any(_same(one.from_ttl_ms or 0, ttl_ms) for one in self.changes)
-            if self.changes:
-                self.shortest = min(self.shortest, self.count)
-            else:
-                self.before = self.count
-            if len(self.changes) <= MOST_CHANGES:
-                self.changes.append(TtlChange(prefix, self.ttl_ms, ttl_ms, moment, self.last))
-            self.ttl_ms, self.count = ttl_ms, 0
-        self.count += 1
-        self.last = moment
+    def add(self, event: KeyEvent, range_ms: TtlRange) -> None:
+        run = self.runs[-1] if self.runs else None
+        if run is None or not _same(run.range_ms, range_ms):
+            self.returns += any(_same(one.range_ms, range_ms) for one in self.runs[:-1])
+            self.runs[MOST_CHANGES + 1 :] = [_Run(range_ms, event, event.moment)]
+            return
+        if run.range_ms[0] < run.range_ms[1]:  # what each of the writes leaves open
+            run.range_ms = max(run.range_ms[0], range_ms[0]), min(run.range_ms[1], range_ms[1])
+        run.count += 1
+        run.last = event.moment
 
-    def found(self) -> list[TtlChange]:
+    def found(self, prefix: str) -> list[TtlChange]:
         """Return the changes; none if several TTLs are given at the same time.
 
         Of many changes only the first is one, if one TTL was given until then and never again.
         """
-        if len(self.changes) > MOST_CHANGES:
-            return self.changes[:1] if self.before > MOST_CHANGES and not self.returns else []
-        at_once = self.returns >= FEWEST_RETURNS and self.shortest < MOST_CHANGES
-        return [] if at_once else self.changes
+        runs = self.runs
+        if len(runs) > MOST_CHANGES + 1:
+            runs = runs[:2] if runs[0].count > MOST_CHANGES and not self.returns else []
+        elif self.returns >= FEWEST_RETURNS and min(run.count for run in runs[1:-1]) < MOST_CHANGES:
+            runs = []
+        ttls = [(known_ttl(run.range_ms), run.range_ms[1]) for run in runs]
+        most = [None if ttl is not None else longest for ttl, longest in ttls]
+        return [
+            TtlChange(
+                *(prefix, ttls[n][0], ttls[n + 1][0], after.began, before.last),
+                from_at_most_ms=most[n],
+                to_at_most_ms=most[n + 1],
+            )
+            for n, (before, after) in enumerate(pairwise(runs))
+        ]
 
 
 @dataclass(slots=True)
@@ -107,24 +135,23 @@ class TtlChanges:
 
         RESTORE gives a copy what is left of a TTL.
         """
-        if event.ttl_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
+        range_ms = event.ttl_range_ms
+        if range_ms is None or event.ttl_given is not None or event.name not in ("written", "renewed"):
             return
         if event.command.upper().startswith("RESTORE"):
             return
         prefix = prefix_of(event.key)
         at = prefix, _shape_of(event.key)
-        given = self._given.get(at)
-        if given is None:
-            at = at if len(self._given) < MOST_SHAPES else (prefix, 0)
-            given = self._given.setdefault(at, _Given(event.ttl_ms, event.moment))
-        given.add(prefix, event.ttl_ms, event.moment)
+        if at not in self._given and len(self._given) >= MOST_SHAPES:
+            at = prefix, 0
+        self._given.setdefault(at, _Given()).add(event, range_ms)
 
     def found(self) -> list[TtlChange]:
         """Return the changes of every prefix, one that keys of several shapes have once."""
         first: dict[tuple[str, int | None, int | None, int], TtlChange] = {}
-        for given in self._given.values():
+        for (prefix, _), given in self._given.items():
             seen: Counter[tuple[str, int | None, int | None]] = Counter()
-            for change in given.found():
+            for change in given.found(prefix):
                 what = change.prefix, change.from_ttl_ms, change.to_ttl_ms
                 seen[what] += 1  # a TTL that was changed again after it had been changed back is another change
                 other = first.setdefault((*what, seen[what]), change)
@@ -133,8 +160,28 @@ class TtlChanges:
         return [replace(change, exact=self.exact) for change in first.values()]
 
 
-def _same(one_ms: int, other_ms: int) -> bool:
-    return abs(one_ms - other_ms) <= max(SAME_TTL * max(one_ms, other_ms), SAME_TTL_MS)
+def _same(one_ms: TtlRange, other_ms: TtlRange) -> bool:
+    """Return whether two TTLs may be one."""
+    least, most = max(one_ms[0], other_ms[0]), min(one_ms[1], other_ms[1])
+    return least - most <= max(SAME_TTL * max(least, most), SAME_TTL_MS)
+
+
+def known_ttl(range_ms: TtlRange | None) -> int | None:
+    """Return the TTL in a range of at most the usual jitter: the only one in it that is a whole number of a unit."""
+    if range_ms is None or range_ms[1] - range_ms[0] > range_ms[1] * JITTER:
+        return None
+    least, most = range_ms
+    if least == most:
+        return least
+    for unit_ms in sorted(UNIT_MS.values(), reverse=True):
+        if count := most // unit_ms - (least - 1) // unit_ms:
+            return most // unit_ms * unit_ms if count == 1 else None
+    return None
+
+
+def ttl_text(ttl_ms: int | None, at_most_ms: int | None) -> str:
+    """Return a TTL as text; of one that is not known, the most that it can be, in whole seconds."""
+    return f"at most {duration(-(-(at_most_ms or 0) // 1_000) * 1_000)}" if ttl_ms is None else duration(ttl_ms)
 
 
 def _shape_of(key: bytes) -> Shape:

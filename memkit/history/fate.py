@@ -74,7 +74,8 @@ def fate_of(
             given = None
     known: dict[str, Any] = {}
     if given is not None:
-        set_at = (given.ttl_given or given.moment).earliest_ms
+        at = given.ttl_given or given.moment
+        set_at = at.earliest_ms if at.stated or at.earliest_ms == at.latest_ms else None
         known = {"ttl_s": plain_seconds(given.ttl_ms), "ttl_set_at": time_of(set_at)}
     if state is not None:
         return _fate_of_existing(name, events, state, known, ends_ms)

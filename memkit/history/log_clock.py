@@ -1,43 +1,31 @@
 """When each command of a log was written: by the log's timestamps, or by the deadlines in it.
 
 Without timestamps a deadline still dates its write: a write that gave the expected TTL was made at the deadline minus
-that TTL. Logs are in order, so a deadline that would date a write before an earlier one gave a shorter TTL than
-expected. Measured on three servers: the last write under the old TTL and the first one under the new TTL are dated to
-the millisecond.
+that TTL. Whether it gave that follows from bounds: a log is in order, and nothing in it was written after the log's
+end, nor after a deadline that a later command gives. What these bounds leave open is left open.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from memkit.history.commands import Effect
+from memkit.history.commands import Effect, execute
 from memkit.history.states import Moment
+from memkit.policy import JITTER
 
 SLACK_MS = 1_000
 """Clients' pipelines and scripts write deadlines out of order by milliseconds; a second is far below any TTL here."""
-ROUND_TTLS_MS = tuple(
-    unit * count
-    for unit, counts in (
-        (1_000, (1, 2, 5, 10, 15, 20, 30, 45)),
-        (60_000, (1, 2, 3, 4, 5, 10, 15, 20, 30, 45)),
-        (3_600_000, (1, 2, 3, 4, 6, 8, 12)),
-        (86_400_000, (1, 2, 3, 5, 7, 10, 14, 21, 28, 30, 60, 90, 180, 365)),
-    )
-    for count in counts
-)
-"""TTLs that people configure."""
-ROUND_WITHIN = 0.25
-"""How far above a round TTL the distance to the last dated write may be: that much time has passed in between. Beyond
-it the next larger round TTL explains the distance as well."""
-CLOSE_WITHIN = 0.02
-"""If less time has passed, in parts of the TTL, the round TTL dates its write."""
+DENSE_WITHIN = 0.01
+"""A write that gave the expected TTL comes this soon, in parts of the TTL, after the one before it. With a shorter TTL
+it would have come after a silence of just the difference."""
 
 
 class LogClock:
     """Dates the commands of one log, in order.
 
     Args:
+        commands: The log's commands, each with the log's last timestamp; they are read up to the first timestamp.
         begins_ms: The Unix time before which nothing in the log was written: its base file's creation.
         ends_ms: The Unix time after which nothing was written: the file's last modification.
-        expected_ttl_ms: The TTL that a key is expected to get, None if that is not known.
+        expected_ttls_ms: The TTLs that a key is expected to get; none if they are not known.
 
     Attributes:
         begins_ms: The same as given, or earlier: the server's clock may have been set back after the base was made.
@@ -45,16 +33,53 @@ class LogClock:
         has_timestamps: Whether the log states times.
     """
 
-    def __init__(self, *, begins_ms: int | None, ends_ms: int, expected_ttl_ms: Callable[[bytes], int | None]) -> None:
+    def __init__(
+        self,
+        commands: Iterable[tuple[Sequence[bytes], int | None]],
+        *,
+        begins_ms: int | None,
+        ends_ms: int,
+        expected_ttls_ms: Callable[[bytes], Sequence[int]],
+    ) -> None:
         self.begins_ms = self.earliest_ms = begins_ms
         self._ends_ms = ends_ms
-        self._expected_ttl_ms = expected_ttl_ms
-        self._dated_ms: int | None = None
-        self._shorter_ttls_ms: set[int] = set()
+        self._expected_ttls_ms = expected_ttls_ms
+        self._latest_ms = self._look_ahead(commands)
         self.has_timestamps = False
 
-    def moment(self, second: int | None, effects: Sequence[Effect]) -> tuple[Moment, int | None]:
-        """Return when a command was written, and the TTL that it gave if only its deadline dates it.
+    def _look_ahead(self, commands: Iterable[tuple[Sequence[bytes], int | None]]) -> list[int]:
+        """Return when each deadline was given at the latest, that of the last command first.
+
+        Where the expected TTL, or one that is shorter by its usual jitter at most, is all that the bounds leave, this
+        is the deadline minus the expected TTL. A write before one that is dated is bounded by that date, too.
+        """
+        given: list[tuple[int, Sequence[int]]] = []
+        ends_ms = self._ends_ms
+        for arguments, second in commands:
+            if second is not None:
+                ends_ms = min(ends_ms, second * 1_000 + 999)
+                break
+            effects = execute(arguments, 0).effects
+            given += [(deadline_ms, self._expected_ttls_ms(key)) for deadline_ms, key in _given(effects)]
+        latest_ms: list[int] = []
+        surely_ms = dated_ms = ends_ms
+        for deadline_ms, ttls in reversed(given):
+            surely_ms = min(surely_ms, deadline_ms)
+            latest = min(surely_ms, dated_ms)
+            for ttl in ttls:
+                at = deadline_ms - ttl
+                if latest - ttl * JITTER <= at <= latest + SLACK_MS and at >= (self.begins_ms or at) - SLACK_MS:
+                    latest, dated_ms = at, min(dated_ms, at)
+                    break
+            else:
+                if ttls and latest + SLACK_MS < deadline_ms - max(ttls) <= ends_ms:
+                    # A longer TTL, or the server's clock was set back: then the order of the dates means nothing.
+                    latest, dated_ms = surely_ms, ends_ms
+            latest_ms.append(latest)
+        return latest_ms
+
+    def moment(self, second: int | None, effects: Sequence[Effect]) -> Moment:
+        """Return when the next command was written.
 
         Args:
             second: The log's last timestamp.
@@ -64,37 +89,21 @@ class LogClock:
             if not self.has_timestamps and self.begins_ms is not None:
                 self.begins_ms = min(self.begins_ms, second * 1_000)
             self.has_timestamps, self.earliest_ms = True, second * 1_000
-            return Moment(second * 1_000, second * 1_000 + 999), None  # it is rounded down
-        effect = next((effect for effect in effects if effect.deadline_ms is not None), None)
-        if effect is None or effect.deadline_ms is None:
-            return Moment(self.earliest_ms, self._ends_ms, stated=False), None
-        deadline_ms, ttl = effect.deadline_ms, self._expected_ttl_ms(effect.key)
-        if self.earliest_ms is not None and deadline_ms < self.earliest_ms:
-            self.begins_ms = self.earliest_ms = None  # the server's clock was set back after the base was made
-        if ttl is not None:
-            at = deadline_ms - ttl
-            earliest_ms = at if self.earliest_ms is None else self.earliest_ms
-            if earliest_ms - SLACK_MS <= at <= self._ends_ms + SLACK_MS:
-                self.earliest_ms = self._dated_ms = max(at, earliest_ms)
-                return Moment(at, at, stated=False), ttl
-        ttl = self._round_ttl_ms(deadline_ms)
-        if ttl is not None and self._dated_ms is not None:
-            at = deadline_ms - ttl
-            is_close = at - self._dated_ms <= ttl * CLOSE_WITHIN
-            self._dated_ms = max(at, self._dated_ms)
-            if is_close:
-                return Moment(at, at, stated=False), ttl
-        return Moment(self.earliest_ms, max(self.earliest_ms or 0, min(deadline_ms, self._ends_ms)), stated=False), ttl
+            return Moment(second * 1_000, second * 1_000 + 999)  # it is rounded down
+        latest = self._latest_ms[-1] if self._latest_ms else self._ends_ms
+        for deadline_ms, key in _given(effects):
+            self._latest_ms.pop()
+            for ttl in self._expected_ttls_ms(key):
+                at = deadline_ms - ttl
+                after_ms = ttl if self.earliest_ms is None else at - self.earliest_ms
+                if at == latest or (-SLACK_MS <= after_ms <= ttl * DENSE_WITHIN and at <= latest):
+                    self.earliest_ms = at if after_ms < -SLACK_MS else at - min(after_ms, 0)
+                    return Moment(at, at, stated=False)
+        if self.earliest_ms is not None and latest < self.earliest_ms - SLACK_MS:
+            self.begins_ms = self.earliest_ms = None  # the server's clock was set back
+        return Moment(self.earliest_ms, max(self.earliest_ms or latest, latest), stated=False)
 
-    def _round_ttl_ms(self, deadline_ms: int) -> int | None:
-        """Return the round TTL that explains a deadline after the last dated write, the one seen before if it fits."""
-        if self._dated_ms is None:
-            return None
-        most = deadline_ms - self._dated_ms + SLACK_MS
-        seen = max((ttl for ttl in self._shorter_ttls_ms if ttl <= most), default=0)
-        rounded = max((ttl for ttl in ROUND_TTLS_MS if ttl <= most), default=0)
-        for ttl in (seen, rounded):
-            if ttl and most - SLACK_MS <= ttl * (1 + ROUND_WITHIN) and deadline_ms - ttl <= self._ends_ms + SLACK_MS:
-                self._shorter_ttls_ms.add(ttl)
-                return ttl
-        return None
+
+def _given(effects: Iterable[Effect]) -> list[tuple[int, bytes]]:
+    """Return the deadline that a command gives, and one of its keys; nothing if it gives none."""
+    return [(effect.deadline_ms, effect.key) for effect in effects if effect.deadline_ms is not None][:1]

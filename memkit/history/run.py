@@ -16,7 +16,16 @@ from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.formats.model import PART_WORDS
 from memkit.history.aof import AofFiles, find_aof, read_commands
-from memkit.history.changes import TtlChange, TtlChanges, plain_seconds, prefix_of, time_of, time_text
+from memkit.history.changes import (
+    TtlChange,
+    TtlChanges,
+    known_ttl,
+    plain_seconds,
+    prefix_of,
+    time_of,
+    time_text,
+    ttl_text,
+)
 from memkit.history.commands import execute
 from memkit.history.fate import ENDS, Fate, fate_of
 from memkit.history.log_clock import LogClock
@@ -25,11 +34,13 @@ from memkit.history.recording import Recording
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
+from memkit.policy import JITTER
 from memkit.readonly.values import to_bytes
-from memkit.render import counted, duration, printable, wrapped
+from memkit.render import counted, printable, wrapped
 
 WORD_ENDS = rb":/|.#{}\-_"
 """What may stand beside a session's id in the name of a key, as a regular expression has it."""
+BY_DEADLINES = "times are bounds, or follow from deadlines, if the server's clock was not set back"
 MOST_WITNESSES = 1_000
 """One key of a database that has kept its deadline is enough; most sessions are there in the next snapshot."""
 _LOCK = re.compile(rb"(?<![a-z])(lock|mutex)s?(?![a-z])", re.IGNORECASE)
@@ -176,8 +187,10 @@ class _Query:
         self.renamed.update(missed)
         return self.session is not None and bool(missed)
 
-    def expected_ttl_ms(self, key: bytes) -> int | None:
-        return next((one.ttl_ms for one in self.expected if one.matches.fullmatch(key)), None)
+    def expected_ttls_ms(self, key: bytes) -> Sequence[int]:
+        """Return the TTLs that date a write of a key: an absolute deadline may be from the key's creation."""
+        found = next((one for one in self.expected if one.matches.fullmatch(key)), None)
+        return found.ttls_ms if found and found.policy.kind == "sliding" and found.jitter <= JITTER else ()
 
     def is_recent(self, at: Moment) -> bool:
         return self.since is None or at.latest_ms is None or at.latest_ms >= self.since.timestamp() * 1_000
@@ -214,10 +227,8 @@ class _Timeline:
         if self._query.session is not None:
             if self._events and event.belongs_to(self._events[-1]):
                 write = self._events.pop()
-                if write.created:
-                    event = write._replace(deadline_ms=event.deadline_ms, ttl_ms=event.ttl_ms)
-                else:
-                    event = event._replace(command=write.command)
+                name: EventName = "written" if write.created else event.name
+                event = event._replace(name=name, command=write.command, created=write.created)
             self._events.append(event)
         elif event.name in ENDS:
             self._lost_ttl.discard(hash((event.db, event.key)))
@@ -248,11 +259,12 @@ class _Timeline:
             db, name, effects, in_multi = execute(arguments, db, in_multi=in_multi)
             if not effects:
                 continue
-            moment, ttl = clock.moment(second, effects)
+            moment = clock.moment(second, effects)
             for effect in effects:
                 for event in states.apply(db, effect, moment, name, in_multi=in_multi):
-                    dated = ttl is not None and effect.deadline_ms is not None
-                    self.add(event._replace(ttl_ms=ttl) if dated else event)
+                    gives_ttl = effect.deadline_ms is not None and not moment.stated and event.ttl_ms is None
+                    event = event._replace(ttl_is_open=True) if gives_ttl else event
+                    self.add(event._replace(ttl_ms=known_ttl(event.ttl_range_ms)) if gives_ttl else event)
 
     def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
         """Return what was collected; a key that was past its deadline when the source ended has expired."""
@@ -340,12 +352,13 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
                 deque(states.apply(db, effect, Moment(None, None, stated=False), name), maxlen=0)
         begins_ms = None if second is None else second * 1_000
         files = replace(files, logs=files.logs[1:])
-    clock = LogClock(begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttl_ms=query.expected_ttl_ms)
+    ttls = query.expected_ttls_ms
+    clock = LogClock(_logged(files), begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttls_ms=ttls)
     timeline.add_commands(_logged(files, progress), states, clock)
     if query.follows_more(states):
         return _from_aof(source, query, progress)
     timeline.changes.exact = clock.has_timestamps
-    note = "the log has no timestamps (aof-timestamp-enabled is off): times are bounds, or follow from deadlines"
+    note = f"the log has no timestamps (aof-timestamp-enabled is off): {BY_DEADLINES}"
     latest_ms = last_modified_ms
     if clock.has_timestamps and clock.earliest_ms is not None:
         latest_ms = clock.earliest_ms + SAME_SECOND_MS - 1
@@ -361,7 +374,7 @@ def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
 
 
 def _logged(
-    files: AofFiles, progress: Callable[[int, int], None] | None
+    files: AofFiles, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[tuple[bytes, ...], int | None]]:
     """Yield the commands of a log, each with the last timestamp before it."""
     second, done, total = None, 0, sum(path.stat().st_size for path in files.all)
@@ -379,13 +392,14 @@ def _from_backlog(url: str, query: _Query, *, primary: bool) -> History:
     while True:
         states = KeyStates(server=backlog.server, wanted=query.follows, complete=False)
         timeline = _Timeline(query, exact=False)
-        clock = LogClock(begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttl_ms=query.expected_ttl_ms)
-        timeline.add_commands(((arguments, None) for arguments in backlog.commands), states, clock, db=backlog.db)
+        commands = [(arguments, None) for arguments in backlog.commands]
+        ttls = query.expected_ttls_ms
+        clock = LogClock(commands, begins_ms=None, ends_ms=backlog.read_at_ms, expected_ttls_ms=ttls)
+        timeline.add_commands(commands, states, clock, db=backlog.db)
         if not query.follows_more(states):
             break
-    note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: times are bounds, or "
+    note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: {BY_DEADLINES}"
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
-    note += "follow from deadlines"
     return timeline.finish(states, "replication", (span,), note, ends=Moment.at(backlog.read_at_ms))
 
 
@@ -521,9 +535,10 @@ def _event_line(event: KeyEvent) -> str:
     elif not event.moment.is_exact and latest not in (None, at):
         at = f"{at} to {latest}"
     name = " or ".join(event.possible) if len(event.possible) > 1 else event.name
-    ttl = f", TTL {duration(event.ttl_ms)}" if event.ttl_ms is not None else ""
+    given = ttl_text(event.ttl_ms, event.ttl_range_ms[1]) if event.ttl_range_ms else ""
+    ttl = f", TTL {given}" if given else ""
     if name == "renewed":  # the deadline changed, perhaps to an earlier one
-        name, ttl = f"TTL set to {duration(event.ttl_ms)}" if ttl else "deadline changed", ""
+        name, ttl = f"TTL set to {given}" if given else "deadline changed", ""
     command = f" by {event.command}" if event.command else ""
     command += f" in database {event.db}" if event.db else ""
     return f"{at}  {printable(event.key.decode('utf-8', 'replace'))}  {name}{command}{ttl}"

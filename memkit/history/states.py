@@ -51,6 +51,7 @@ class KeyEvent(NamedTuple):
     Attributes:
         deadline_ms: The deadline after the event; if it ended the key, the deadline that the key had.
         ttl_ms: The TTL that the event set, if it is known.
+        ttl_is_open: The event set a TTL; only bounds of its moment show which.
         possible: The ends that the log cannot tell apart, the likeliest first, which is also the ``name``.
         target: The key's name after a rename.
         created: The key did not exist before.
@@ -70,6 +71,17 @@ class KeyEvent(NamedTuple):
     created: bool = False
     ttl_given: Moment | None = None
     proven: bool = True
+    ttl_is_open: bool = False
+
+    @property
+    def ttl_range_ms(self) -> tuple[int, int] | None:
+        """The shortest and the longest TTL that the event can have set; None if it set none, or nothing bounds it."""
+        if self.ttl_ms is not None:
+            return self.ttl_ms, self.ttl_ms
+        earliest_ms, latest_ms, _ = self.moment
+        if not self.ttl_is_open or self.deadline_ms is None or earliest_ms is None or latest_ms is None:
+            return None
+        return self.deadline_ms - latest_ms, self.deadline_ms - earliest_ms
 
     def belongs_to(self, write: Self) -> bool:
         """Return whether this is the deadline that a write got: set within a second after it."""

@@ -100,7 +100,8 @@ def _draw_prefix(
     ax: Axes, changes: Sequence[TtlChange], shown: Sequence[KeyEvent], begin: datetime, end: datetime
 ) -> None:
     prefixes = {prefix_of(event.key) for event in shown}
-    steps = [change for change in changes if change.prefix in prefixes]
+    known = [change for change in changes if None not in (change.from_ttl_ms, change.to_ttl_ms)]
+    steps = [change for change in known if change.prefix in prefixes]
     if not steps:
         return
     times: list[Any] = [begin, *(_at(change.at) or begin for change in steps), end]

@@ -172,7 +172,8 @@ def test_without_timestamps_nothing_is_exact(name: str) -> None:
         result = history_of(server)
         (change,) = result.to_dict()["changes"]
         fate = history_of(server, "user1").fate
-    assert (change["from_ttl_s"], change["to_ttl_s"], change["at_is"]) == (604_800, 300, "between")
+    assert (change["from_ttl_s"], change["to_ttl_s"], change["at_is"]) == (604_800, None, "between")
+    assert change["to_ttl_at_most_s"] == pytest.approx(360, abs=5)  # a minute passed since the last write with 7 d
     assert change["not_before"] <= change["at"]
     assert fate is not None
     assert fate.at_is != "exact"
