@@ -21,6 +21,7 @@ from memkit.formats.parsing.documents import peek
 from memkit.formats.parsing.langgraph_common import (
     REDIS_KINDS,
     REDIS_PARTS,
+    ROOT,
     Pieces,
     blobs,
     checkpoints,
@@ -37,7 +38,6 @@ from memkit.formats.parsing.langgraph_common import (
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_name
 
 STORE, SHALLOW = "langgraph-redis", "langgraph-redis-shallow"
-ROOT = "__empty__"
 _END = ":shallow"
 _LATEST = "_latest"
 _FIELDS = {
@@ -222,7 +222,14 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     """Yield the messages of the latest checkpoint, and what is missing around it."""
     thread = _Thread(stored)
     yield from _decode_shallow(thread) if thread.shallow else _decode_full(thread)
-    yield from write_problems(thread.kinds["write"])
+    # A shallow saver's list goes on naming the writes that led to checkpoints which are replaced.
+    kept = [str(uid) for name in thread.kinds["shallow"] if (uid := thread.documents[name].get("checkpoint_id"))]
+    writes = {
+        name: raw
+        for name, raw in thread.kinds["write"].items()
+        if raw or not thread.shallow or not kept or any(uid in name for uid in kept)
+    }
+    yield from write_problems(writes)
 
 
 def _decode_full(thread: _Thread) -> Iterator[Item]:

@@ -73,7 +73,7 @@ def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Prob
     for policy in policies:  # parts with expected TTLs of their own end apart on purpose
         names = [name for name in ends_s if len(policies) == 1 or expected.get(name) == policy]
         parts = {name: (ends_s[name], own[name].metadata.idle_s) for name in names}
-        soon = early_ends(parts, policy.ttl_ms / 1000 if policy and policy.ttl_ms else None)
+        soon = early_ends(parts, policy.ttl_ms / 1000 if policy and policy.ttl_ms else None, facts.now_ms)
         last = duration(1000 * max((end_s for end_s, _ in parts.values()), default=0.0))
         reason = "expires in {}; the last key of the session expires in " + last
         problems += few(Problem("mixed_ttl", name, reason.format(duration(1000 * ends_s[name]))) for name in soon)

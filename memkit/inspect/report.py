@@ -159,12 +159,15 @@ class SessionReport:
         return printable(value, limit) if isinstance(value, str) else f"{value:,}"
 
 
-def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None) -> list[str]:
+def early_ends(
+    parts: Mapping[str, tuple[float, int | None]], ttl_s: float | None = None, now_ms: float = 0.0
+) -> list[str]:
     """Return the keys of a session that expire too long before its last one, by the audit's rule: soonest first.
 
     Args:
         parts: Each key with its remaining TTL and its idle time, in seconds; None: the server does not report it.
         ttl_s: The configured TTL in seconds; if it is unknown, the longest that was given stands for it.
+        now_ms: The server's time; 0: unknown, and replaced checkpoints are not judged.
     """
     ends = {
         name: PartEnd(round(left_s * 1000), None if idle_s is None else -idle_s * 1000)
@@ -173,14 +176,13 @@ def early_ends(parts: Mapping[str, tuple[float, int | None]], ttl_s: float | Non
     if len(ends) < 2:
         return []
     longest = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
-    for name in superseded(ends):
+    ttl_ms = longest if ttl_s is None else round(ttl_s * 1000)
+    for name, written_ms in superseded(ends).items():
         # No saver renews old checkpoints: they end earlier, after the whole TTL.
-        accessed_ms = ends[name].accessed_ms
-        if accessed_ms is None or ends[name].deadline_ms - accessed_ms >= (1 - JITTER) * longest:
+        if not now_ms or not written_ms or now_ms + ends[name].deadline_ms - written_ms >= (1 - JITTER) * ttl_ms:
             del ends[name]
     last = max(ends.values(), key=lambda one: one.deadline_ms)
-    ttls_ms = [longest if ttl_s is None else round(ttl_s * 1000)]
-    early = [name for name, end in ends.items() if ends_apart(end, last, ttls_ms)]
+    early = [name for name, end in ends.items() if ends_apart(end, last, [ttl_ms])]
     return sorted(early, key=lambda name: ends[name].deadline_ms)
 
 

@@ -695,6 +695,18 @@ def test_keys_of_a_user_beside_later_sessions(traffic: Traffic) -> None:
     assert [one.cause for one in traffic.world(events).audited().findings] == []
 
 
+def test_reads_renew_one_part_of_the_sessions(traffic: Traffic) -> None:
+    """ShallowRedisSaver with refresh_on_read renews ``checkpoint:THREAD:``, and not the writes that led to it."""
+    users = [traffic.uid() for _ in range(60)]
+    events = []
+    for user in users:
+        age_s = traffic.dice.uniform(DAY, 6 * DAY)
+        events += traffic.write(f"checkpoint_write:{user}:__empty__:{traffic.uid()}:0", age_s, kind="string")
+        events += traffic.write(f"checkpoint:{user}:", traffic.dice.uniform(0, 13 * HOUR), kind="string")
+    report = traffic.world(events, expect={"checkpoint*": "7d"}).audited()
+    assert [one.cause for one in report.findings] == []
+
+
 @pytest.mark.parametrize("ttl", ["7d", None])
 def test_shapes_that_a_script_writes_in_turn(ttl: str | None, traffic: Traffic) -> None:
     ttl_s = WEEK if ttl else None

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,16 @@ def test_hash_of_spring_session_ends_later(client: redis.Redis, marker: str, cau
     assert [one for one, _ in found(client, {"chat:*": "30m"})] == ([cause] if cause else [])
 
 
-@pytest.mark.parametrize("name", ["langgraph-redis", "langgraph-plainredis", "langgraph-aws-valkey", "langgraph-js"])
+LANGGRAPH = ("langgraph-redis", "langgraph-redis-shallow", "langgraph-redis-own-prefix", "langgraph-plainredis",
+             "langgraph-aws-valkey", "langgraph-js")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LANGGRAPH)
 def test_old_checkpoints_end_earlier(name: str) -> None:
-    """A thread of two turns: each checkpoint got the whole TTL when it was written, and is not renewed."""
+    """A thread of two turns: each checkpoint got the whole TTL when it was written, and is read, but not renewed.
+
+    A shallow saver has one checkpoint, written after the writes that led to it, and only this is renewed by reads.
+    """
     with start("redis-8.2") as server, server.client() as client:
         load_capture(client, name, json_as_text=True)
         values = {key: client.dump(key) for key in client.keys("*")}
@@ -160,19 +168,26 @@ def test_old_checkpoints_end_earlier(name: str) -> None:
             step, version = UUID6.search(key), VERSION.search(key)
             at = steps.index(step[0]) if step else int(version[1]) if version else len(steps)
             turns[at >= len(steps) // 2].append(key)
+        # A UUID of version 6 begins with the time, in steps of 100 ns since 1582.
+        ticks = int(steps[0].replace(b"-", b"")[:12] + steps[0][15:18], 16)
+        server.clock.move_to(datetime(1582, 10, 15, tzinfo=UTC) + timedelta(microseconds=ticks // 10))
         for keys in turns:
-            server.clock.shift("4d")
             for key in keys:
                 client.restore(key, 7 * DAY_S * 1000, values[key])
+            server.clock.shift("3d")
+        client.touch(*values)
+        if name == "langgraph-redis-shallow":
+            client.expire("checkpoint:sess-A:", 7 * DAY_S)
         session = capture.capture(name)["session_id"]
         assert "mixed_ttl" not in {one.cause for one in inspect_session(server.url, session, expect="*=7d").problems}
         report = audit(server.url, expect={"*": "7d"}, full=True, duty=1)
         assert "mixed_ttl" not in {one.cause for one in report.findings}
-        client.expire(turns[0][0], 300)
+        old = next(key for key in turns[0] if UUID6.search(key))
+        client.expire(old, 300)
         cut = [
             one.key for one in inspect_session(server.url, session, expect="*=7d").problems if one.cause == "mixed_ttl"
         ]
-        assert cut == [turns[0][0].decode()]
+        assert cut == [old.decode()]
         report = audit(server.url, expect={"*": "7d"}, full=True, duty=1)
         assert "mixed_ttl" in {one.cause for one in report.findings}
 

@@ -120,12 +120,8 @@ def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member
     """Return the keys of a session without old checkpoints that were given the whole TTL: no saver renews these."""
     floor = (expected.ttl_ms or 0) * (1 - expected.tolerance) - IDLE_GRAIN_MS
     old = superseded(to_name(one.facts.key) for one in members)
-    return [
-        one
-        for one in members
-        if to_name(one.facts.key) not in old
-        or (one.facts.touched_ms is not None and (one.facts.ttl_at_last_access_ms or 0) < floor)
-    ]
+    named = [(one, to_name(one.facts.key), one.facts.deadline_ms or 0) for one in members]
+    return [one for one, name, end in named if name not in old or end - (old[name] or 0) < floor]
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:

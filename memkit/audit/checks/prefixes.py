@@ -131,9 +131,9 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
             [one for group, _ in part for one in group.members] for part in (times[:change], times[change:])
         )
         # The parts of one session may have ids of their own beside the session's, and a user has several sessions.
-        ids, known = ({word for one in part for word in one.session.split(":")} for part in (later, former))
-        parts = any(known.issuperset(one.session.split(":")) for one in later)
-        parts = parts or any(ids.issuperset(one.session.split(":")) for one in former)
+        ids, known = ({word for one in part for word in one.session.strip(":").split(":")} for part in (later, former))
+        parts = any(known.issuperset(one.session.strip(":").split(":")) for one in later)
+        parts = parts or any(ids.issuperset(one.session.strip(":").split(":")) for one in former)
         if min(len({one.session for one in later}), len(former)) < FEWEST or parts:
             continue
         new = max((group for group, _ in times[change:]), key=lambda group: len(group.members))

@@ -16,6 +16,9 @@ from memkit.formats.parsing.element_shapes import TYPES, is_constructed, kind_of
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
 
 KNOWN_VERSION = 4
+ROOT = "__empty__"
+"""How Python's saver writes the namespace of the graph itself."""
+_SHALLOW = ":shallow"
 REDIS_PARTS = {"checkpoint": "checkpoint", "checkpoint_write": "write", "checkpoint_latest": "pointer",
                "checkpoint_blob": "blob", "write_keys_zset": "write list", "write_registry": "write list"}  # fmt: skip
 """The keys of langgraph-checkpoint-redis for Python and for JavaScript: their kinds, and their parts in a session."""
@@ -28,10 +31,15 @@ _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAMED_SUBGRAPH = re.compile(rf"(?<!:):[^:]+(?::{_UUID})?$")
 _UUID6 = "[0-9a-f]{8}-[0-9a-f]{4}-6[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
 _KEPT_KINDS = "checkpoint|checkpoint_write|write_keys_zset|writes|cp|wr"
-_CHECKPOINT = re.compile(rf"(?:.*[:/])?(?:{_KEPT_KINDS}):(?P<thread>.*?):(?P<id>{_UUID6})(?::|$)", re.DOTALL)
+# A prefix of the user's own stands instead of the kind.
+_CHECKPOINT = re.compile(rf"(?:(?:.*[:/])?(?:{_KEPT_KINDS})|[^:]*):(?P<thread>.*?):(?P<id>{_UUID6})(?::|$)", re.DOTALL)
 _CHANNEL = re.compile(r"(?P<channel>(?:.*[:/])?(?:checkpoint_blob|blob):.*):(?P<version>[\d.]+)$", re.DOTALL)
 _VERSION_DIGITS = 64
-_WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:\d+", re.DOTALL)
+_WRITE_NAME = re.compile(rf".*:{_UUID}:{_UUID}:-?\d+", re.DOTALL)
+_PENDING_NAME = re.compile(r":-\d$")
+"""LangGraph's numbers of an interrupt, an error and the like are negative: these wait for the thread to go on."""
+_UUID6_BEGINS = 0x01B21DD213814000
+"""1970 in the time of a UUID: steps of 100 ns since 1582 (RFC 9562)."""
 
 
 class Pieces(NamedTuple):
@@ -114,24 +122,54 @@ def blobs(stored: SessionValues, name: str, document: Mapping[str, Any]) -> dict
 
 def deletes_own_keys(name: str) -> bool:
     """Return whether a key belongs to a saver that deletes keys by itself: a shallow one, by its name."""
+    return bool(_thread_of_shallow(name))
+
+
+def _thread_of_shallow(name: str) -> str:
+    """Return the thread and the namespace of a shallow saver's checkpoint or list of writes; empty for other keys."""
     pieces = name_parts(name, REDIS_KINDS) or Pieces("", "", "")
-    return pieces.kind == "write_registry" or (pieces.kind == "checkpoint" and pieces.rest.endswith((":", ":shallow")))
+    if pieces.kind not in ("checkpoint", "write_registry"):
+        return ""
+    ends = f"{pieces.rest}{ROOT}{_SHALLOW}" if pieces.rest.endswith(":") else pieces.rest
+    return ends.removesuffix(_SHALLOW) if ends.endswith(_SHALLOW) else ""
 
 
-def superseded(names: Iterable[str]) -> set[str]:
+def superseded(names: Iterable[str]) -> dict[str, float | None]:
     """Return the keys of LangGraph's checkpoints that later ones of the same thread have replaced.
 
     No saver renews them: they are needed to go back in time only. An id is a UUID of version 6, which begins with the
-    time; a channel's value has a version of its own, and the latest checkpoint needs the last one.
+    time: it is returned for each key, in milliseconds. A channel's value has a version of its own and no time, and the
+    latest checkpoint needs the last one. A shallow saver writes its only checkpoint after the writes that led to it. It
+    needs no writes then and no list of them, unless a task was interrupted and has not written since.
     """
     series: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    shallow: dict[str, str] = {}
     for name in names:
         if found := _CHECKPOINT.match(name):
             series[found["thread"]].append((found["id"], name))
         elif found := _CHANNEL.match(name):
             series[found["channel"]].append((found["version"].zfill(_VERSION_DIGITS), name))
+        elif thread := _thread_of_shallow(name):
+            shallow[name] = thread
     newest = {key: max(order for order, _ in each) for key, each in series.items()}
-    return {name for key, each in series.items() for order, name in each if order < newest[key]}
+    last = [(key, name) for key, each in series.items() for order, name in each if order == newest[key]]
+    written = {name.rpartition(":")[0] for _, name in last if not _PENDING_NAME.search(name)}
+    waiting = {key for key, name in last if _PENDING_NAME.search(name) and name.rpartition(":")[0] not in written}
+    waiting |= newest.keys() - set(shallow.values())
+    replaced = {
+        name: _written_ms(order)
+        for key, each in series.items()
+        for order, name in each
+        if order < newest[key] or key not in waiting
+    }
+    lists = {name: key for name, key in shallow.items() if "write_registry:" in name and key in newest.keys() - waiting}
+    return replaced | {name: _written_ms(newest[key]) for name, key in lists.items()}
+
+
+def _written_ms(order: str) -> float | None:
+    """Return the time of a UUID of version 6; None for a version."""
+    digits = order.replace("-", "")
+    return (int(digits[:12] + digits[13:16], 16) - _UUID6_BEGINS) / 10_000 if digits != order else None
 
 
 def is_housekeeping(name: str) -> bool:
