@@ -131,7 +131,11 @@ def _dialogue(stored: SessionValues, points: Mapping[str, Checkpoint]) -> Iterat
     else:
         channels = next(iter(points.values())).blobs if points else {}
         yield from message_items({channel: blobs[name] for channel, name in channels.items() if name in blobs}, "")
-    lost = sorted({name for point in points.values() for name in point.blobs.values() if not stored.get(name)})
+    # The oldest checkpoint may refer to blobs that expired with those before it.
+    first, *others = [set(point.blobs.values()) for point in points.values()] or [set()]
+    inherited = first if others and next(iter(points.values())).parent else set()
+    needed = set().union(first, *others) - inherited | set().union(*others[-1:])
+    lost = sorted(name for name in needed if not stored.get(name))
     reason = "a checkpoint refers to this blob, which no longer exists; the channel's value is lost with it"
     yield from few(Problem("dangling", name, reason) for name in lost)
 
@@ -147,8 +151,12 @@ def _index_problems(stored: SessionValues, points: Mapping[str, Checkpoint]) -> 
         members = " ".join(f"{at} {uid}" for at, uid in enumerate(uids, 1))
         repair = f"ZADD {quoted(order)} {members}" if uids and all(map(is_uuid, uids)) else ""
         yield Problem("dangling", order, reason, repair)
-    for uid in listed.scores if listed else ():
-        name = f"{base}cp:{thread}::{uid}"
+    names = (
+        [f"{base}cp:{thread}::{uid}" for uid in sorted(listed.scores, key=listed.scores.__getitem__)] if listed else []
+    )
+    # Old checkpoints expire first, and the order goes on listing them.
+    begin = next((at for at, name in enumerate(names) if stored.get(name)), 0)
+    for name in names[begin:]:
         if stored.get(name) is None:
             yield Problem("dangling", name, "the thread's order lists this checkpoint, which no longer exists")
     if threads is None or order not in threads.fields:

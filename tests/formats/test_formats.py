@@ -280,6 +280,19 @@ def test_the_repair_of_a_lost_order_of_checkpoints() -> None:
     )
 
 
+def test_the_oldest_checkpoints_expire_first() -> None:
+    """A thread that is older than its TTL lacks its first checkpoints, and the blobs that were written with them."""
+    whole = raws_of("langgraph-plainredis")
+    (order,) = (raw for raw in whole if raw.name == "lg:idx:sess-A:")
+    uids = sorted(order.scores, key=order.scores.__getitem__)
+    for count in range(1, len(uids) - 1):
+        left = [raw for raw in whole if not raw.name.endswith(tuple(uids[:count]))]
+        left = [raw for raw in left if ":blob:" not in raw.name or int(raw.name.rpartition(":")[2]) > count]
+        items = decoded(left)
+        assert plainly(turns(items)) == expected_of("langgraph-plainredis")
+        assert [problem.cause for problem in problems(items)] == ["gap"]
+
+
 def test_the_last_readable_checkpoint_is_shown() -> None:
     items = decoded(raw for raw in raws_of("langgraph-plainredis") if raw.name != "lg:blob:sess-A::messages:8")
     assert plainly(turns(items)) == expected_of("langgraph-plainredis")[:2]
