@@ -9,6 +9,7 @@ import gzip
 import json
 import pickle
 import random
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -59,14 +60,13 @@ class World:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
         binary = lanes[self.lane or name]
         assert binary
-        with RedisServer(
-            binary=binary.path, port=self.port, persist=self.persist, config=self.config | NO_FSYNC
-        ) as server:
-            now = server.clock.now()
-            oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
-            if oldest > MINUTE:
-                server.clock.move_to(now - timedelta(seconds=oldest))
-                server.restart()
+        server = RedisServer(binary=binary.path, port=self.port, persist=self.persist, config=self.config | NO_FSYNC)
+        now = datetime.now(UTC)
+        oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
+        if oldest > MINUTE:  # the server begins then; a restart would take 40 ms of CPU
+            server._make_directory()
+            (server.directory / "clock").write_bytes(struct.pack("q", -round(oldest * 1e9)))
+        with server:
             with server.client() as client:
                 for batch in _batches(self.events, self.steps):
                     server.clock.move_to(now - timedelta(seconds=batch[-1][0]))

@@ -307,12 +307,8 @@ class RedisServer:
         self._forget_shell()
         self._output = b""
         if not self._directory:
-            self._directory = short_directory(DIRECTORY_PREFIX.format(pid=os.getpid()), LONGEST_BASE_BYTES)
-            (self._directory / "clock").write_bytes(bytes(8))
-            if _shim():
-                # A link, because a temporary directory may be mounted noexec.
-                (self._directory / PRELOAD).symlink_to(_shim())
-        preload = PRELOAD if (self._directory / PRELOAD).exists() else ""
+            self._make_directory()
+        preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
         program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
         words = ["memkit-watchdog", *program, *self._arguments()]
         options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": self._directory}
@@ -330,6 +326,13 @@ class RedisServer:
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
         self.pid = int((self.directory / "pid").read_text())
         return self
+
+    def _make_directory(self) -> None:
+        self._directory = short_directory(DIRECTORY_PREFIX.format(pid=os.getpid()), LONGEST_BASE_BYTES)
+        (self._directory / "clock").write_bytes(bytes(8))
+        if _shim():
+            # A link, because a temporary directory may be mounted noexec.
+            (self._directory / PRELOAD).symlink_to(_shim())
 
     def _answers(self) -> bool:
         """Whether the server answers, even if only that it requires another password."""
