@@ -207,25 +207,20 @@ def _place_labels(ax: Axes, labels: Sequence[Annotation], points: Any) -> None:
     weights = np.where(np.arange(len(obstacles)) < len(marks), MARK_WEIGHT, 1)
     legend, inside = ax.get_legend(), ax.get_window_extent()
     taken = [legend.get_window_extent()] if legend else []
-    pixels_per_point = ax.figure.dpi / 72
-
-    def cost(box: Bbox) -> float:
-        covered = weights[((obstacles > box.padded(3).min) & (obstacles < box.padded(3).max)).all(axis=1)].sum()
-        overlaps = sum(box.overlaps(other) for other in taken)
-        outside = not inside.contains(*box.min) or not inside.contains(*box.max)
-        return float(covered) + FORBIDDEN_WEIGHT * (overlaps + outside)
-
+    offsets = np.array([(x, y) for x, y, _ in LABEL_PLACES])
     for label in labels:
-        width, height = Text.get_window_extent(label).size
-        anchor = ax.transData.transform(label.xy)
-        places = []
-        for x, y, align in LABEL_PLACES:
-            left = anchor[0] + x * pixels_per_point - width * ALIGNED_LEFT[align]
-            box = Bbox.from_bounds(left, anchor[1] + y * pixels_per_point - height / 2, width, height)
-            places.append((cost(box) + math.hypot(x, y) / 30, x, y, align, box))
-        _, x, y, align, box = min(places, key=lambda place: place[0])
+        size = Text.get_window_extent(label).size
+        left_and_half = np.array([(ALIGNED_LEFT[align], 0.5) for *_, align in LABEL_PLACES]) * size
+        low = ax.transData.transform(label.xy) + offsets * ax.figure.dpi / 72 - left_and_half
+        high = low + size
+        covers = (obstacles > low[:, None] - 3) & (obstacles < high[:, None] + 3)
+        overlaps = sum(((low <= other.max) & (other.min <= high)).all(axis=1).astype(int) for other in taken)
+        outside = ~((inside.min <= low) & (high <= inside.max)).all(axis=1)
+        costs = covers.all(axis=2) @ weights + FORBIDDEN_WEIGHT * (overlaps + outside) + np.hypot(*offsets.T) / 30
+        best = int(np.argmin(costs))
+        x, y, align = LABEL_PLACES[best]
         label.set(position=(x, y), ha=align)
-        taken.append(box)
+        taken.append(Bbox([low[best], high[best]]))
 
 
 def _draw_many(ax: Axes, points: Any, low: float, high: float) -> None:
