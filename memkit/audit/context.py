@@ -31,7 +31,7 @@ class AuditContext:
     history: ServerHistory
     server: ServerFacts
     siblings: Callable[[Sequence[bytes]], Sequence[KeyFacts]]
-    value_bytes: Callable[[Sequence[bytes]], Sequence[int]] = lambda _: ()
+    value_bytes: Callable[[Sequence[bytes]], Mapping[bytes, int]] = lambda _: {}
     other_keys: Sequence[KeyFacts] = ()
     fields_without_ttl: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
     first_fields: Sequence[KeyFacts] = ()

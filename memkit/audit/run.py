@@ -475,7 +475,7 @@ class _Audit:
             found += [finding] if finding and finding.prefix not in short else []
         return found
 
-    def _value_bytes(self, names: Sequence[bytes]) -> list[int]:
+    def _value_bytes(self, names: Sequence[bytes]) -> dict[bytes, int]:
         """Return the bytes that values take, 0 for an integer; of the keys of which the node reports them."""
         weights: dict[bytes, int] = {}
         commands = KeyCommands(names, ("object|encoding", "memory|usage"))
@@ -484,7 +484,7 @@ class _Audit:
             for name, encoding, size in zip(names, *columns.values(), strict=True):
                 if encoding == b"int" or isinstance(size, int):
                     weights[name] = 0 if encoding == b"int" else size - len(name)
-        return list(weights.values())
+        return weights
 
     def _vanished(
         self, diagnoses: Sequence[Diagnosis], after: Sequence[Mapping[str, str]]

@@ -50,9 +50,9 @@ class StoredKeys:
         """Return the facts of those of the named keys that exist."""
         return self._read(len(names), frozenset(names).__contains__) if names else []
 
-    def value_bytes(self, names: Sequence[bytes]) -> list[int]:
+    def value_bytes(self, names: Sequence[bytes]) -> dict[bytes, int]:
         """Return the bytes that the values take, 0 for an integer; of those keys that are strings."""
-        return [self._weights[name] for name in names if name in self._weights]
+        return {name: self._weights[name] for name in names if name in self._weights}
 
     def _read(self, most: int, wanted: Callable[[bytes], object]) -> list[KeyFacts]:
         """Return the wanted keys, or a fair part of them if there are more than so many."""

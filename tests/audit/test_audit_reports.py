@@ -197,6 +197,75 @@ def test_writes_that_leave_the_ttl_by_the_counters(least: float, status: str, tr
     assert not any("was a read" in one for one in report.notes)
 
 
+def test_copies_with_what_was_left_are_no_fault(traffic: Traffic) -> None:
+    """A migration sends DEL, SET and PEXPIRE; two days later some of the copied sessions have expired."""
+    events: list[Event] = []
+    for left in traffic.times(HOUR):
+        key, at = f"chat:{traffic.uid()}", traffic.dice.uniform(2 * DAY, 2 * DAY + 20)
+        events += [
+            (at, ("DEL", key)),
+            (at, ("SET", key, traffic.message())),
+            (at, ("PEXPIRE", key, round(left * 1000))),
+        ]
+    events += [
+        (age_s, ("SET", f"chat:{traffic.uid()}", "{}", "EX", round(7 * DAY))) for age_s in traffic.times(0, 2 * DAY)
+    ]
+    report = traffic.world(events).audited()
+    assert (report.verdict.status, report.findings) == ("undetermined", ())
+
+
+def test_one_ttl_of_all_is_not_unrenewed(traffic: Traffic) -> None:
+    """A job that fills a cache sets each key every hour with a day."""
+    events: list[Event] = traffic.write(f"chat:{traffic.uid()}", HOUR, kind="string")
+    for age_s in range(60, round(2 * DAY), round(HOUR)):
+        events += [(age_s, ("SET", f"chat:prompt:{n}", traffic.message(), "EX", round(DAY))) for n in range(40)]
+    report = traffic.world(events).audited()
+    assert (report.verdict.status, report.findings) == ("undetermined", ())
+    assert "40 of 41 keys had at most 1d" in report.verdict.sentence
+
+
+def test_writes_under_several_ttls_are_dated_by_each(traffic: Traffic) -> None:
+    """Names tell the plan, and the plan the TTL: no name replaces another."""
+    events = []
+    for plan, days in ("free", 1), ("pro", 7), ("ent", 300):
+        sessions = replace(traffic, prefix=f"chat:{plan}:", ttl_s=days * DAY)
+        events += [
+            one
+            for at in sessions.times(0, min(days, 25) * 0.98 * DAY)
+            for one in sessions.write(f"chat:{plan}:{traffic.uid()}", at)
+        ]
+    report = traffic.world(events, expect={"chat:*": ["1d", "7d", "300d"]}, age_s=30 * DAY).audited()
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+
+
+def test_flush_of_sessions_with_two_ttls(traffic: Traffic) -> None:
+    events = [*traffic.sessions(newest_s=5 * HOUR), (5 * HOUR, ("FLUSHDB",))]
+    for age_s in traffic.times(60, 4.9 * HOUR):
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=traffic.dice.choice([DAY, DAY, 30 * DAY]))
+    report = traffic.world(events, expect={"chat:*": ["1d", "30d"]}).audited()
+    assert causes(report) == {"flushed"}
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, "possible"), (30, None)])
+def test_one_session_with_more_than_expected(count: int, found: str | None, traffic: Traffic) -> None:
+    events = replace(traffic, count=count).sessions(reads=0)
+    report = traffic.world([*events, *traffic.write("chat:0", HOUR, ttl_s=90 * DAY)]).audited()
+    assert [(one.cause, one.confidence) for one in report.findings] == ([("ttl_too_long", found)] if found else [])
+    assert found or any("have up to" in one or "has up to" in one for one in report.notes)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_counter_among_names_of_sessions(fault: bool, traffic: Traffic) -> None:
+    """A session may be the number of its user: then each of them is one."""
+    if fault:
+        events: list[Event] = [(age_s, ("SET", f"chat:{traffic.uid()}", n)) for n, age_s in enumerate(traffic.times())]
+    else:
+        events = [*traffic.sessions(kind="string"), *[(age_s, ("INCR", "chat:count")) for age_s in traffic.times()]]
+    report = traffic.world(events).audited()
+    assert causes(report) == ({"no_ttl"} if fault else set())
+    assert report.verdict.status == ("findings" if fault else "healthy")
+
+
 @pytest.mark.parametrize("fault", [True, False])
 def test_more_hashes_than_are_looked_at(fault: bool, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("hash_fields", "run"):

@@ -259,7 +259,7 @@ def test_keys_of_a_file_are_looked_up(tmp_path: Path) -> None:
     keys = StoredKeys(contents, contents.snapshot("dump.rdb", None), None)
     (found,) = keys.look_up([b"chat:1", b"chat:expired", b"chat:none"])
     assert (found.key, found.left_ms, found.ttl_at_last_access_ms) == (b"chat:1", 199_000, 249_500)
-    assert keys.value_bytes([b"chat:1", b"chat:none"]) == [100 + STRING_OVERHEAD_BYTES]
+    assert keys.value_bytes([b"chat:1", b"chat:none"]) == {b"chat:1": 100 + STRING_OVERHEAD_BYTES}
 
 
 def test_hash_with_field_ttls_is_read_by_a_server(tmp_path: Path) -> None:

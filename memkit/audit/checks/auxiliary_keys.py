@@ -149,7 +149,7 @@ def longest_given(keys: Sequence[KeyFacts]) -> int:
 def usual_bytes(keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
     """Return the median bytes of such keys' values, 0 for integers; None if the server does not report it."""
     weights = context.value_bytes([one.key for one in keys[:: len(keys) // SIZED_KEYS + 1]])
-    return median_low(weights) if weights else None
+    return median_low(weights.values()) if weights else None
 
 
 def is_other_shape(group: Group, healthy: Sequence[Group], context: AuditContext) -> bool:

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
-from memkit.audit.checks.ttl_inference import LEAST_LEFT
+from memkit.audit.checks.ttl_inference import LEAST_LEFT, ttl_of
 from memkit.audit.checks.ttl_peaks import quantile
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
@@ -126,10 +126,8 @@ def dated_session(value: RedisValue, facts: KeyFacts, owner: KeyOwner | None) ->
 
 def written_ms(expected: Expectation, facts: KeyFacts) -> float:
     """Return when a key was last written, by its deadline and the expected TTL, or by its idle clock."""
-    touched = facts.seen_ms if facts.touched_ms is None else facts.touched_ms
-    if facts.deadline_ms is None or expected.ttl_ms is None:
-        return touched
-    return min(facts.deadline_ms - expected.ttl_ms, touched)
+    touched, ttl = facts.touched_ms or facts.seen_ms, ttl_of(facts, expected)
+    return touched if facts.deadline_ms is None or ttl is None else min(facts.deadline_ms - ttl, touched)
 
 
 def _document(value: RedisValue) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, usual_bytes
+from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, SIZED_KEYS, usual_bytes
 from memkit.audit.checks.ttl_inference import DOUBT_NATS, LifetimeAnalysis
 from memkit.audit.checks.ttl_peaks import TOGETHER_MS
 from memkit.audit.context import AuditContext
@@ -24,9 +24,14 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     """Return the finding of sessions without TTL; a lone key that all sessions share may be persistent."""
     groups = [group for group in sessions if len(group.members) > 1 or len(sessions) == 1]
     groups = [group for group in groups if any(one.deadline_ms is None for one in group.keys)]
-    if not groups:
-        return None
     keys = [one for group in groups for one in group.keys if one.deadline_ms is None]
+    volatile = [one for group in groups for one in group.keys if one.deadline_ms is not None]
+    if len(keys) <= SIZED_KEYS and usual_bytes(volatile, context):
+        # Beside sessions that are texts, an integer is a counter.
+        sizes = context.value_bytes([one.key for one in keys])
+        keys = [one for one in keys if sizes.get(one.key) != 0]
+    if not keys:
+        return None
     shapes = [f"{expected.prefix}{group.part}" for group in groups]
     like_sessions = any(_are_like_sessions(group, sessions, context) for group in groups)
     everything = [one for group in sessions for one in group.keys]

@@ -23,6 +23,7 @@ from memkit.audit.checks.ttl_inference import (
     KeyLifetime,
     LifetimeAnalysis,
     ServerHistory,
+    analyses_of,
     common_ttl,
     have_stopped,
     lifetimes_of,
@@ -218,8 +219,8 @@ def _began(accesses: Sequence[int], others: Sequence[KeyFacts]) -> bool:
 def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
     """Return when the last of these was written, or no earlier: by deadlines, or by accesses if there is no TTL."""
     if expected.ttl_ms is not None:
-        analysis = LifetimeAnalysis(keys, expected, context.history)
-        return analysis.last_write(analysis.within)
+        analyses = analyses_of(keys, expected, context.history)
+        return max((one.last_write(one.within) or 0 for one in analyses), default=0) or None
     return max((one.touched_ms for one in keys if one.touched_ms is not None), default=None)
 
 

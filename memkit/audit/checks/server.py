@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from memkit.audit.checks.ttl_inference import SOME
+from memkit.audit.checks.ttl_inference import SOME, ttl_of
 from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
@@ -434,12 +434,13 @@ def _moved_on_purpose(server: ServerFacts, oldest: int) -> bool:
 
 def _written_ms(server: ServerFacts, expected: Expectation, keys: Sequence[KeyFacts]) -> Iterator[int]:
     """Yield when keys were written, by their deadlines: surely, or if no jitter and no client moved these."""
-    ttl_ms = expected.ttl_ms or 0
     given = [
-        (one.deadline_ms, one.ttl_at_last_access_ms or 0) for one in keys if one.deadline_ms is not None and ttl_ms
+        (one.deadline_ms, one.ttl_at_last_access_ms or 0, ttl_of(one, expected) or 0)
+        for one in keys
+        if one.deadline_ms is not None and expected.ttl_ms
     ]
-    over = sum(ttl > ttl_ms + SKEW_MS for _, ttl in given)
+    over = sum(left > ttl + SKEW_MS for _, left, ttl in given)
     exact = over <= SOME * len(given) and not server.called(*ABSOLUTE_DEADLINES)
-    for deadline, ttl in given:
-        if exact or ttl < ttl_ms * (1 - expected.jitter) - SKEW_MS:
-            yield deadline - ttl_ms
+    for deadline, left, ttl in given:
+        if exact or left < ttl * (1 - expected.jitter) - SKEW_MS:
+            yield deadline - ttl

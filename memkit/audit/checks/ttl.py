@@ -37,7 +37,7 @@ from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, Member, by_prefix, groups_of, narrowest_prefix, sessions_of
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES, RELATIVE_DEADLINES, RENEWALS, RESTORES, STRING_WRITES
+from memkit.audit.server_info import ABSOLUTE_DEADLINES, DELETES, RELATIVE_DEADLINES, RENEWALS, RESTORES, STRING_WRITES
 from memkit.config import SPRING_MARGIN_MS, Expectation
 from memkit.formats.model import ZONE_MS
 from memkit.policy import ExpiryPolicy, ttl_text
@@ -519,21 +519,23 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     """Return the finding of writes that do not renew the TTL, by the server's own counts of reads and writes.
 
     A script that has copied sessions with what was left of their TTLs has accessed all of them then, and has written
-    each string once. A job that writes to each at one age leaves one TTL to all.
+    each string once. One TTL of all is what they were given, or what a job leaves that writes to each at one age.
     """
     old = [] if analysis.long else analysis.unrenewed()
     server, scale = context.server, context.server.keys / max(len(context.keys), 1)
     rewritten = scale * len(old) / 2
-    # If no key was written twice, or each write set a TTL, each was given what it has.
+    # Each key that exists, or no longer does, was written once. If none was written twice, or each write set a TTL,
+    # each was given what it has.
+    ended = (server.number("expired_keys") or 0) + (server.number("evicted_keys") or 0) + server.called(*DELETES)
     alone = (server.touches or 0) - (server.reads or 0)
-    if not old or min(server.writes - server.keys, alone) < rewritten:
+    one_ttl = spread([one.given for one in old]) <= TOGETHER_MS if old else True
+    if one_ttl or min(server.writes - server.keys - ended, alone) < rewritten:
         return None
     own = expected.matching(context.keys)
     strings = all(one.kind == "string" for one in own)
-    twice = strings and server.called(*STRING_WRITES) - scale * len(own) >= rewritten
+    twice = strings and server.called(*STRING_WRITES) - scale * len(own) - ended >= rewritten
     apart = max(LONG_COPY * analysis.ttl, spread([one.deadline for one in old]) / 2)
-    vary = spread([one.accessed for one in old]) >= apart and spread([one.given for one in old]) > TOGETHER_MS
-    by_script = server.called(*ABSOLUTE_DEADLINES) or not (twice or vary)
+    by_script = server.called(*ABSOLUTE_DEADLINES) or not (twice or spread([one.accessed for one in old]) >= apart)
     reads = counted(context.history.reads or 0, "command")
     return Finding.of(
         "not_refreshed",
@@ -546,11 +548,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
         evidence=(
             f"only {reads} other than writes accessed values since the server started, so these accesses were writes",
             f"{server.writes:,} commands wrote values, for {counted(server.keys, 'key')}",
-            *(
-                ["or a script copied these keys, or wrote to each at one age: --watch 30s shows it"]
-                if by_script
-                else []
-            ),
+            *(["or a script copied these keys: --watch 30s shows it"] if by_script else []),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX); if "
         f"it should be set once only: --expect '{expected.pattern}={ttl_text(expected.ttl_ms or 0)},absolute'",

@@ -307,7 +307,7 @@ class LifetimeAnalysis:
         if self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
             return self._given_at_most(unread[-1].given, unread)
         old = self._unread()
-        return self._given_at_most(UNREAD_SHARE * self.ttl, old) if old else None
+        return self._given_at_most(old[-1].given, old) if old else None
 
     def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
@@ -331,7 +331,7 @@ class LifetimeAnalysis:
 
     def _too_long(self) -> TtlAnomaly | None:
         """Return the keys over the TTL: what was set is at least what is seen."""
-        if not self.long or len(self.long) < min(FEWEST, len(self.all)):
+        if len(self.long) < FEWEST and len(self.long) <= SOME * len(self.all):
             return None
         peak = longest(sorted(one.given for one in self.long))
         members = [one for one in self.long if peak.holds(one.given)]
@@ -355,7 +355,8 @@ class LifetimeAnalysis:
             ttl_ms=ttl,
             jitter=jitter,
             keys=len(self.long),
-            confidence="proven",
+            # One or two may be of another kind, such as a session that somebody prolonged by hand.
+            confidence="proven" if len(self.long) >= min(FEWEST, len(self.all)) else "possible",
             since=since if idle_known else None,
             first_seen_ms=round(first) if idle_known else None,
             reasons=(f"{len(self.long):,} keys have more time left than the expected TTL",),
@@ -694,15 +695,16 @@ def have_stopped(times: Sequence[int], pause_ms: float) -> bool:
     return len(times) > 1 and pause_ms > STOPPED_GAPS * (max(times) - min(times)) / (len(times) - 1)
 
 
+def ttl_of(key: KeyFacts, expected: Expectation) -> int | None:
+    """Return the shortest expected TTL that leaves a key what it had left at its last access; None for never."""
+    left, most = key.ttl_at_last_access_ms or 0, 1 + expected.tolerance
+    return next((ttl for ttl in expected.other_ttls_ms if left <= most * ttl + TOGETHER_MS), expected.ttl_ms)
+
+
 def analyses_of(keys: Sequence[KeyFacts], expected: Expectation, history: ServerHistory) -> list[LifetimeAnalysis]:
     """Return one analysis for each expected TTL, the longest last: of the keys that were not given more than it."""
-    found = []
-    for ttl_ms in expected.other_ttls_ms:
-        top = ttl_ms * (1 + expected.tolerance) + TOGETHER_MS
-        shorter = [one for one in keys if (one.ttl_at_last_access_ms or 0) <= top]
-        found.append(LifetimeAnalysis(shorter, expected, history, ttl_ms=ttl_ms))
-        keys = [one for one in keys if (one.ttl_at_last_access_ms or 0) > top]
-    return [*found, LifetimeAnalysis(keys, expected, history)]
+    groups = {ttl: [one for one in keys if ttl_of(one, expected) == ttl] for ttl in expected.ttls_ms}
+    return [LifetimeAnalysis(own, expected, history, ttl_ms=ttl) for ttl, own in groups.items()]
 
 
 def _paired(deadlines: Sequence[int], accesses: Sequence[int], peak: TtlPeak, floor: float) -> float:
