@@ -41,10 +41,8 @@ from memkit.render import duration
 
 PAIRED = 600
 """Of more deadlines or accesses every nth is paired: 600 give a chance to 0.3 %."""
-
 ONE_WRITE_MS = 30_000
 """A job that writes or reads many sessions takes less."""
-
 DOUBT_NATS = 3.0
 """A chance of 1 in 20: reason enough to doubt a suspicion, not to raise one."""
 FEWEST_MOMENTS = 10
@@ -55,7 +53,6 @@ IMPROBABLE = 0.0011
 """Highest chance at which a few keys near their deadline are called too short: 300 s left of 7 d are 0.0005. The chance
 of a thousandth, milliseconds taken for seconds, is 0.001; the idle clock's grain may add a tenth to that.
 """
-
 RARE = 0.005
 """If reads alone put fewer keys than this so near to their deadline, one such key is reason to look again."""
 STOPPED_GAPS = 5
@@ -63,11 +60,11 @@ STOPPED_GAPS = 5
 NEARLY_ALL, SOME = 0.9, 0.05
 """One cause explains nearly all keys; some have been read meanwhile, or belong to another."""
 LATEST_READ = 0.1
-"""Jobs that read sessions at one age do so before less than this share of the TTL is left."""
-
+"""A job that reads every session at one age is taken to do so while more than this share of the TTL is left."""
 CROWDED, DESERTED = 10, 1.5
-"""Short times left are so many times as dense as longer ones, and none follows up to so many times the longest."""
-
+"""Keys near their deadline are a group of their own if they are ten times as dense as the others, and if no other key
+has up to 1.5 times as much left as the last of them.
+"""
 EXACT_SHARE, EXACT_MS = 0.002, 650
 """A TTL without jitter is known to a fraction of a second: 10 minutes is not 604.8 s."""
 TICK_MS, TICK_SHARE = 1_000, 1 / 7
@@ -75,13 +72,16 @@ TICK_MS, TICK_SHARE = 1_000, 1 / 7
 as up to 8. Shorter TTLs may be off by a seventh.
 """
 JITTERED_SHARE = 0.015
+"""The middle of the values that keys of a jittered TTL were given is at most this share of the TTL beside it."""
 JITTERED_TIMES = 2
-"""With a save in each step of a world, as many keys seem to be given more than the TTL as exactly it (416 and 431)."""
+"""The expected TTL has jitter if twice as many keys seem to be given more than it as exactly it. Accesses that a save
+hides make as many seem so without jitter (416 and 431, with a save in each step of a drawn world).
+"""
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
-"""Renewal throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %), and with a
-tenth for clocks that were set meanwhile more than UNREAD_SHARE.
+"""Renewal that is throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %). If a
+clock was set meanwhile, it leaves up to a tenth less: never less than UNREAD_SHARE.
 """
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
@@ -299,17 +299,17 @@ class LifetimeAnalysis:
             if usual < RARE or (count >= 2 and surprise(count, usual) > 2 * DOUBT_NATS):
                 members = [one for one in near if one.given <= given]
                 if not self._has_untouched(members):
-                    return self._given_at_most(given, members)
+                    return self._why_so_little_is_left(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
             if not peak.wide and peak.high <= LATEST_READ * self.ttl:
-                return self._given_at_most(peak.high, [one for one in self.short if one.given <= peak.high])
+                return self._why_so_little_is_left(peak.high, [one for one in self.short if one.given <= peak.high])
         unread = [one for one in self.short if one.accessed > (self.history.started_ms or math.inf)]
         if self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
-            return self._given_at_most(unread[-1].given, unread)
-        old = self._unread()
-        return self._given_at_most(old[-1].given, old) if old else None
+            return self._why_so_little_is_left(unread[-1].given, unread)
+        old = self._accessed_unrenewed()
+        return self._why_so_little_is_left(old[-1].given, old) if old else None
 
-    def _given_at_most(self, given: float, members: Sequence[KeyLifetime]) -> str:
+    def _why_so_little_is_left(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
         known = self.history.idle_known and all(one.known for one in self.all)
         left = "had at most {} left at their last access" if known else "have at most {} left"
@@ -319,9 +319,9 @@ class LifetimeAnalysis:
         """Return keys that were accessed long after their TTL was set, if the server's reads do not explain that."""
         # On a server that started empty no TTL was set before.
         started = self.history.empty_start_ms or 0
-        return [one for one in self._unread() if one.deadline - self.ttl >= started]
+        return [one for one in self._accessed_unrenewed() if one.deadline - self.ttl >= started]
 
-    def _unread(self) -> list[KeyLifetime]:
+    def _accessed_unrenewed(self) -> list[KeyLifetime]:
         """Return keys with little of the TTL left after their last access, if the server has hardly read values."""
         history = self.history
         started = history.started_ms or history.now_ms
@@ -491,8 +491,7 @@ class LifetimeAnalysis:
             return True
         usual = (len(near) - inside) * width / around
         count = round((1 - 2 * SOME) * len(members) + inside)
-        more = surprise(count, READ_LATER_TIMES * usual) > 0
-        return not (more and surprise(count, usual) > SURE_NATS)
+        return count <= READ_LATER_TIMES * usual
 
     def _are_the_oldest(self, peak: TtlPeak, members: Sequence[KeyLifetime]) -> bool:
         """Whether hardly any other key ends among these, although many end from then on.
@@ -504,7 +503,7 @@ class LifetimeAnalysis:
         others = [one.deadline for one in self.all if not peak.holds(one.given)]
         inside = sum(first <= one <= last for one in others)
         after = [one - last for one in others if last < one <= last + width]
-        if inside >= len(after) or min(after) > STOPPED_GAPS * width / len(after):
+        if inside >= len(after):
             return False
         lacking = len(after) - inside + (inside * math.log(inside / len(after)) if inside else 0)
         return lacking > SURE_NATS
@@ -522,8 +521,7 @@ class LifetimeAnalysis:
         sure: Confidence = "possible" if self._may_be_a_job(suspects) else "likely"
         if self._is_unlike(suspects):
             return sure, "reads of older sessions do not explain so many keys with such deadlines"
-        accesses = [one.accessed for one in members]
-        if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
+        if self._has_untouched(members):
             return None, ""
         # A key without an idle clock of its own may have been read before the server loaded it.
         known = [one for one in others if one.known]
@@ -554,15 +552,10 @@ class LifetimeAnalysis:
         return surprise(count, usual) > SURE_NATS
 
     def _has_untouched(self, members: Sequence[KeyLifetime]) -> bool:
-        """Whether sessions of the expected TTL have these deadlines too and were not accessed: more than by chance."""
+        """Whether sessions of the expected TTL have these deadlines too and were not accessed."""
         deadlines = sorted(one.deadline for one in members)
-        first, last = deadlines[0], deadlines[-1]
-        margin = TOGETHER_MS
-        right = [one.deadline for one in self.right if one.known]
-        beside = sum(first - margin <= one <= last + margin for one in right)
-        stretch = max(right, default=0) - min(right, default=0)
-        chance = (len(right) - beside) * (last - first + 2 * margin) / stretch if stretch else 0.0
-        return beside >= SOME * len(members) or surprise(beside, chance) > DOUBT_NATS
+        first, last = deadlines[0] - TOGETHER_MS, deadlines[-1] + TOGETHER_MS
+        return sum(one.known and first <= one.deadline <= last for one in self.right) >= SOME * len(members)
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""
