@@ -80,8 +80,8 @@ hides make as many seem so without jitter (416 and 431, with a save in each step
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
-"""Renewal that is throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %). If a
-clock was set meanwhile, it leaves up to a tenth less: never less than UNREAD_SHARE.
+"""Renewal that is throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %). With
+a tenth for clocks that were set meanwhile, it never leaves less than UNREAD_SHARE.
 """
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
