@@ -1,7 +1,5 @@
 """audit: a Redis server against the expected TTLs."""
 
-from __future__ import annotations
-
 from memkit.audit.finding import Finding
 from memkit.audit.report import AuditReport
 from memkit.audit.run import acl_rule, audit

@@ -1,7 +1,5 @@
 """write_affected: the names of the keys that a finding affects, in a file, and the shell line that renews them."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What all checks of one audit share: the keys, the server's facts, and ways to look up more keys."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 

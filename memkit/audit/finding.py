@@ -1,11 +1,9 @@
 """A finding: one cause with its evidence, severity and next step; the verdict of all findings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from memkit.config import Expectation
 from memkit.policy import JITTER
@@ -108,7 +106,7 @@ class Finding:
         observed_ms: float | None = None,
         since: Since | None = None,
         **given: Any,
-    ) -> Finding:
+    ) -> Self:
         """Return a finding about the keys of an expectation, perhaps under a narrower prefix, or about the server."""
         if expected:
             prefix = expected.prefix if prefix is None else prefix

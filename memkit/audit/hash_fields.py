@@ -1,7 +1,5 @@
 """Hashes with TTLs of their fields (Redis 7.4, Valkey 9): when such a key ends, and which fields lack one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from memkit.audit.sampling import KeyFacts

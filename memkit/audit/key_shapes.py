@@ -4,8 +4,6 @@ Names alone, because a sampled audit reads no value; a full audit asks ``memkit.
 for what the payloads of known stores hold.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """audit(): a Redis server against the expected TTLs, read-only. Which sessions end early, since when, and why."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A second look: the new deadlines of keys that were renewed meanwhile measure the TTL that writes give. Pure."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What a server reports about itself in a few cheap answers: INFO, CONFIG, SLOWLOG, CLIENT LIST, and its clock."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The keys of RDB files for an audit that reads no values: read as a stream, without a server, whatever the size."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The adapter protocol: a factory with ``open`` and a handle with four methods, loaded and checked."""
 
-from __future__ import annotations
-
 import inspect
 import pkgutil
 import sys

@@ -119,8 +119,6 @@ class TestEnvironment:
             with contextlib.suppress(Exception):
                 self.handles.pop().close()
 
-    # Sessions
-
     def new_id(self, label: str = "session") -> str:
         """Return a session id that no case has used."""
         return f"{label}-{next(self._ids)}-{self.token.decode()}"
@@ -159,8 +157,6 @@ class TestEnvironment:
         self.handles.remove(handle)
         handle.close()
 
-    # Time
-
     def now_s(self) -> float:
         """Return the server's time, in seconds since 1970."""
         return self.clock.now().timestamp()
@@ -187,8 +183,6 @@ class TestEnvironment:
             "LD_PRELOAD": str(self.server.directory / PRELOAD),
             "MEMKIT_CLOCK": str(self.server.directory / "clock"),
         }
-
-    # What the server holds
 
     def keys(self) -> set[Key]:
         """Return every key of every database."""
@@ -229,8 +223,6 @@ class TestEnvironment:
         work()
         names = sorted(name.removeprefix("cmdstat_") for name in self.control.info("commandstats"))
         return [name for name in names if name.split("|")[0] not in HANDSHAKE]
-
-    # Permissions
 
     @contextlib.contextmanager
     def denied(self, *rules: str) -> Iterator[None]:

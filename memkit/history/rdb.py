@@ -246,8 +246,6 @@ class RdbReader:
                 self._pass_over_string()
         return RdbHeader(server, version, aux)
 
-    # Values
-
     def _pass_over_string_value(self) -> int | None:
         """Pass over the value of a string; return its length, None for an integer."""
         if self._peek() > LONGEST_INTEGER_BYTES:
@@ -291,8 +289,6 @@ class RdbReader:
             if opcode not in _MODULE_PARTS:
                 raise self._undocumented(f"the module opcode {opcode}")
             self._pass_over(_MODULE_PARTS[opcode])
-
-    # Bytes
 
     def _database(self) -> int:
         number = self._length()

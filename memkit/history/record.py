@@ -305,8 +305,6 @@ class _Recorder:
         self._server.close()
         self._client.close()
 
-    # Recording
-
     def run(self, for_s: float | None, stop: threading.Event) -> None:
         until = None if for_s is None else time.monotonic() + for_s
         next_counters = next_commit = time.monotonic()

@@ -163,8 +163,6 @@ class Recording:
         self._db.execute("COMMIT")
         self._db.execute("BEGIN")
 
-    # Recording
-
     def begin_source(self, *, kind: str, name: str, server: str, version: str, began_ms: int) -> None:
         """Record where the record comes from."""
         row = (kind, name, server, version, began_ms, began_ms)
@@ -198,8 +196,6 @@ class Recording:
     def add_gap(self, began_ms: int, ended_ms: int, reason: str) -> None:
         """Record a time that was not observed."""
         self._db.execute("INSERT INTO gap VALUES (?, ?, ?)", (began_ms, ended_ms, reason))
-
-    # Reading
 
     def source(self) -> tuple[str, str, int, int]:
         """Return the kind of the source, its name, and when the record begins and ends."""

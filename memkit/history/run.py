@@ -328,9 +328,6 @@ def _fate_of_session(
     return replace(fates[key], sentence=f"{fates[key].sentence}; the session's other keys: {counts}")
 
 
-# Logs
-
-
 def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None] | None) -> History:
     files = find_aof(source.files[0])
     server, begins_ms = "redis", None
@@ -401,9 +398,6 @@ def _from_backlog(url: str, query: _Query, *, primary: bool) -> History:
     note = f"the backlog held {counted(len(backlog.commands), 'command')}; it has no timestamps: {BY_DEADLINES}"
     span = Span("replication", redact(url), None, time_of(backlog.read_at_ms))
     return timeline.finish(states, "replication", (span,), note, ends=Moment.at(backlog.read_at_ms))
-
-
-# RDB files
 
 
 def _from_snapshots(sources: Sequence[Source], query: _Query) -> History:
@@ -480,9 +474,6 @@ def _between(
             yield KeyEvent(db, key, "written", moment, "", state.deadline_ms)
 
 
-# Recordings
-
-
 def _from_recording(source: Source, query: _Query) -> History:
     states, timeline = KeyStates(server="redis"), _Timeline(query)
     with Recording(source.files[0], reading=True) as recording:
@@ -509,9 +500,6 @@ def _from_recording(source: Source, query: _Query) -> History:
         sentence = f"{fate.sentence}; in a gap after that it may have been created again"
         fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
     return replace(found, fate=fate, gaps=gaps)
-
-
-# Text
 
 
 def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:

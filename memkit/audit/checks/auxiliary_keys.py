@@ -5,8 +5,6 @@ that was written a moment ago has it. Keys that only some sessions have, that ar
 no more than a flag are auxiliary.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median_low

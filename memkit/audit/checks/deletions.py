@@ -4,8 +4,6 @@ The slow log and a second look name keys. The server's counters do not: locks, c
 command everywhere, so calls alone are a suspicion only if nothing else explains them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import SOME

@@ -5,8 +5,6 @@ own), and one part names the next: an order its checkpoints, a checkpoint its bl
 hold each session's entries, so all of these are requested.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

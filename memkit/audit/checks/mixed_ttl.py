@@ -1,7 +1,5 @@
 """Sessions with parts that expire at different times: the keys of one session, compared. Pure."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

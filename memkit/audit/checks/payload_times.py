@@ -4,8 +4,6 @@ Only fields that state when the session or a message was written count. What a d
 (``expires_at``, dates in arguments) is never read: it may lie in the future.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

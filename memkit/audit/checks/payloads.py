@@ -4,8 +4,6 @@ Values are read on connections with CLIENT NO-TOUCH. Known stores are decoded by
 (``known_stores``). Of others only what a payload's own format proves is damage: different is not corrupt.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter, defaultdict
@@ -217,9 +215,6 @@ def _assign_problems(expected: Sequence[Expectation], contents: Sequence[_Conten
         contents[next(matching, at)].known.problems[key] = problem
 
 
-# -- damage ------------------------------------------------------------------------------------------------------------
-
-
 def _corrupt(expected: Expectation, content: _Contents) -> Finding | None:
     """Return the finding of payloads that their own format proves to be damaged, or that look damaged."""
     proven = _proven_damage(content)
@@ -327,9 +322,6 @@ def _emptied(expected: Expectation, content: _Contents) -> Finding | None:
     )
 
 
-# -- another encoding --------------------------------------------------------------------------------------------------
-
-
 def _changes(
     expected: Expectation,
     payloads: Sequence[_Payload],
@@ -400,9 +392,6 @@ def _named(encoding: str) -> str:
     twice = f"JSON inside a JSON string (encoded {'twice' if again == 1 else f'{again + 1} times'})"
     named = re.sub("(json string > )+json", twice, encoding)
     return re.sub("python repr( > json)?", "a Python repr, which is not JSON", named)
-
-
-# -- parts of known stores ---------------------------------------------------------------------------------------------
 
 
 def _missing_parts(expected: Expectation, content: _Contents) -> Finding | None:

@@ -1,7 +1,5 @@
 """Sessions without a TTL that should have one, since when or until when; hashes with fields that lost theirs. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Readers and writers that build names differently do not find each other's sessio
 a hash tag, quotes, bytes that were formatted as text, a line end.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -345,9 +343,6 @@ def _wrong_prefix(
         evidence=(f"{len(keys):,} such keys, {given}; " + (fact or f"no key matching {expected.pattern} is written"),),
         next="compare the prefixes of the writers, of the readers, and of --expect: all three must be the same",
     )
-
-
-# -- without expectations ----------------------------------------------------------------------------------------------
 
 
 def prefix_summaries(context: AuditContext) -> list[PrefixSummary]:

@@ -3,8 +3,6 @@
 Each check names the facts that it uses. What the server reports and what is no finding becomes a note.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -400,9 +398,6 @@ def _persistence_risk(server: ServerFacts, context: AuditContext) -> Finding | N
         if failed
         else "on this server, run CONFIG SET appendonly yes, and set it in redis.conf; Redis forks to write all data",
     )
-
-
-# -- clock -------------------------------------------------------------------------------------------------------------
 
 
 def _skewed(server: ServerFacts, oldest: int) -> Finding | None:

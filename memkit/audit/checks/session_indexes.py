@@ -5,12 +5,10 @@ the words in its name. A session is lost only if the index states when it began,
 has not passed: then the cause is ``dangling``. An entry without such a time is ``stale_index``.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from memkit import formats
 from memkit.audit.checks.known_stores import ValueReader
@@ -184,7 +182,7 @@ class _Sessions:
     count: int
 
     @classmethod
-    def of(cls, expected: Expectation, keys: Sequence[KeyFacts]) -> _Sessions:
+    def of(cls, expected: Expectation, keys: Sequence[KeyFacts]) -> Self:
         """Return the sessions among the keys."""
         own = [one for one in expected.matching(keys) if one.kind not in ("set", "zset")]
         groups = groups_of(own, expected.prefix)

@@ -1,7 +1,5 @@
 """One key that takes the writes of many users: no session id reaches the store. Pure, by names, sizes and times."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """From the keys of one expectation to findings: TTLs that are too short, too long or in another unit. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 

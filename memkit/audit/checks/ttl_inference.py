@@ -10,8 +10,6 @@ may therefore be a read of an old session. Facts that exclude this, in order of 
 - hardly any key without an access has such a deadline, although most other keys were not accessed.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -80,8 +78,8 @@ hides make as many seem so without jitter (416 and 431, with a save in each step
 READ_LATER_TIMES = 4
 """Traffic is hardly ever four times that of the stretches around it: by day it is two to three times that by night."""
 LEAST_LEFT, UNREAD_SHARE = 0.5, 0.45
-"""Renewal that is throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %). With
-a tenth for clocks that were set meanwhile, it never leaves less than UNREAD_SHARE.
+"""Renewal that is throttled on purpose leaves at least half of the TTL (ASP.NET Core: half; langgraph-redis: 60 %). It
+never leaves less than UNREAD_SHARE: a tenth less, for clocks that were set meanwhile.
 """
 IDLE_WRAP_MS = (1 << 24) * 1_000
 """The idle clock has 24 bits of seconds: 194 days."""
@@ -521,7 +519,8 @@ class LifetimeAnalysis:
         sure: Confidence = "possible" if self._may_be_a_job(suspects) else "likely"
         if self._is_unlike(suspects):
             return sure, "reads of older sessions do not explain so many keys with such deadlines"
-        if self._has_untouched(members):
+        accesses = [one.accessed for one in members]
+        if (peak.wide and spread(accesses) > SOME * peak.low) or self._has_untouched(members):
             return None, ""
         # A key without an idle clock of its own may have been read before the server loaded it.
         known = [one for one in others if one.known]
@@ -552,10 +551,14 @@ class LifetimeAnalysis:
         return surprise(count, usual) > SURE_NATS
 
     def _has_untouched(self, members: Sequence[KeyLifetime]) -> bool:
-        """Whether sessions of the expected TTL have these deadlines too and were not accessed."""
+        """Whether sessions of the expected TTL have these deadlines too and were not accessed: more than by chance."""
         deadlines = sorted(one.deadline for one in members)
         first, last = deadlines[0] - TOGETHER_MS, deadlines[-1] + TOGETHER_MS
-        return sum(one.known and first <= one.deadline <= last for one in self.right) >= SOME * len(members)
+        right = [one.deadline for one in self.right if one.known]
+        beside = sum(first <= one <= last for one in right)
+        stretch = max(right, default=0) - min(right, default=0)
+        chance = (len(right) - beside) * (last - first) / stretch if stretch else 0.0
+        return surprise(beside, chance) > DOUBT_NATS or beside >= SOME * len(members)
 
     def _gap_in_time_left(self) -> TtlAnomaly | None:
         """Without idle clocks, or if something read every key: short times left fill the first stretch, then a gap."""

@@ -3,8 +3,6 @@
 Half or twice a constant without a measurement of its own changes at most 5 of 2,535 audits of drawn worlds and tests.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter

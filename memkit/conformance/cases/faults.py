@@ -41,9 +41,6 @@ def _expect_right_or_raised(session: TrialSession, handle: Handle, when: str) ->
     _expect_right_or_altered([session.expected], handle, None, when)
 
 
-# Denied commands
-
-
 @case(
     why="A crash (or a refusal) between the write and its EXPIRE leaves a session that never expires.",
     fix="Write and set the TTL in one script or MULTI, or with SET PX; let the error out. In a script try the TTL "
@@ -149,9 +146,6 @@ def clear_denied(env: TestEnvironment) -> None:
         when = f"{' and '.join(rules)} denied, then allowed, and clear() called again"
         session.expect_empty(when)
         keys.expect_none(when)
-
-
-# The network
 
 
 @case(
@@ -337,9 +331,6 @@ def stored_when_acknowledged(env: TestEnvironment) -> None:
         session.expect_after(message[1], error, "the server paused")
 
 
-# The server
-
-
 @case(
     why="Full memory refuses writes but not deletes: DEL and then RPUSH leaves nothing of the dialogue.",
     fix="Never delete before the new state is written: append, or replace in one MULTI or script; " + RAISE,
@@ -382,9 +373,6 @@ def _append_refused(
         env.control.replicaof("NO", "ONE")
     for session, error in errors.items():
         session.expect_after(text, error, f"{when}, {'an existing' if session is old else 'a new'} session")
-
-
-# Damage
 
 
 @case(

@@ -184,9 +184,6 @@ def _utf_16(data: bytes) -> _Layer | None:
     return _Layer("utf-16", inner) if inner and _is_text(inner) else None
 
 
-# -- JSON and what is taken for it -------------------------------------------------------------------------------------
-
-
 def _document(data: bytes, *, whole: bool) -> _Layer | None:
     """Return the layer of what begins like JSON; None for other text."""
     parsed = parse(data)
@@ -263,9 +260,6 @@ def _ends_early(error: json.JSONDecodeError, text: str) -> bool:
     return _CUT_WORD.fullmatch(rest) is not None or (error.msg.startswith("Invalid \\") and len(rest) < len(r"\u1234"))
 
 
-# -- text --------------------------------------------------------------------------------------------------------------
-
-
 def _decoded(data: bytes, codec: str = "utf-8", *, whole: bool = False) -> str | None:
     """Return a text, unless ``whole`` without a last character that is incomplete; None for other bytes."""
     with suppress(UnicodeDecodeError):
@@ -326,9 +320,6 @@ def _unbase64(data: bytes) -> _Layer | None:
     if len(inner) <= 8 or layer.name not in _NAMED:
         return None
     return _Layer("base64", fault="ends early") if left == 1 else _Layer("base64", inner)
-
-
-# -- binary ------------------------------------------------------------------------------------------------------------
 
 
 def _binary_layer(data: bytes, keep_bytes: int) -> _Layer:
