@@ -287,8 +287,8 @@ class ServerFacts:
 
     @property
     def has_aof(self) -> bool:
-        """Whether the server has an append-only file."""
-        return self.info.get("aof_enabled") == "1"
+        """Whether the server has an append-only file; some managed services leave it out of INFO."""
+        return self.info.get("aof_enabled") == "1" or self.config.get("appendonly") == "yes"
 
     def empty_start_ms(self, keys: int) -> int | None:
         """Return when the server started, if it surely started empty: keys cannot be older than that.

@@ -179,6 +179,13 @@ def test_failed_save_in_info_is_a_finding(info: Mapping[str, str], cause: str | 
     assert [one.cause for one in found] == ([cause] if cause else [])
 
 
+@pytest.mark.parametrize(("setting", "cause"), [("yes", None), ("no", "persistence_risk")])
+def test_append_only_file_that_info_leaves_out(setting: str, cause: str | None) -> None:
+    facts = ServerFacts({"role": "master"}, {"save": "", "appendonly": setting})
+    found = server_findings(facts, context_of(facts), [], after={})
+    assert [one.cause for one in found] == ([cause] if cause else [])
+
+
 @pytest.mark.parametrize(("saved_days_ago", "found"), [(0.5, False), (2, True)])
 def test_changes_unsaved_for_a_day_are_a_finding(saved_days_ago: float, found: bool) -> None:
     now_s = 1_800_000_000
@@ -304,6 +311,24 @@ def test_deletions_that_are_counted_alone(calls: int, name: str, note: str) -> N
     found, notes = deleted_finding([facts], [expected], [], context, looked=0, of=60, sessions=60)
     assert [one.confidence for one in found] == ([] if note else ["possible"])
     assert [note in one for one in notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("calls", "usec", "said"),
+    [
+        (1, 85, "some large values, or up to 121 keys"),
+        (4, 200, "some large values, or up to 285 keys"),
+        (300, 300, "about 300 keys"),
+    ],
+)
+def test_calls_that_may_have_deleted_many_keys(calls: int, usec: int, said: str) -> None:
+    """One call that takes long names many keys, or one of them is a queue."""
+    info = {"cmdstat_del": f"calls={calls},usec={usec}", "rdb_saves": "1", "rdb_last_save_time": "5"}
+    facts = ServerFacts(info, {}, now_ms=9 * WEEK_S * 1000)
+    keys = [KeyFacts(f"chat:{n}".encode(), "list", facts.now_ms, None, facts.now_ms, None) for n in range(60)]
+    context = context_of(facts, keys)
+    (found,), _ = deleted_finding([facts], [parse_expectation("chat:*=7d")], [], context, looked=0, of=60, sessions=60)
+    assert found.message.startswith(f"{said} were deleted by command")
 
 
 @pytest.mark.parametrize("command", ["DEL", "UNLINK"])

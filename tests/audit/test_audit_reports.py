@@ -13,6 +13,7 @@ import pytest
 import redis
 from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms
 
+from memkit.audit import audit
 from memkit.audit.report import AuditReport
 from memkit.policy import ExpiryPolicy
 from memkit.server import RedisServer
@@ -124,6 +125,25 @@ def test_keys_that_expired_before_a_whole_ttl(short_s: float, beside: bool, traf
     verdict = traffic.world(events, age_s=8 * DAY).audited().verdict
     assert verdict.status == ("undetermined" if short_s == HOUR and not beside else "healthy")
     assert verdict.status == "healthy" or "keys expired since the server started" in verdict.sentence
+
+
+@pytest.mark.parametrize("given_s", [7 * DAY, 2 * DAY])
+def test_info_without_the_counts_of_keys(given_s: float, traffic: Traffic) -> None:
+    """It is not known how many keys exist: neither that many expired, nor that keys were written twice."""
+    events = [
+        one
+        for age_s in traffic.times(0, 9 * DAY)
+        for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=given_s)
+    ]
+    events += traffic.write(f"chat:{traffic.uid()}", MINUTE)
+    world = traffic.world(events, age_s=10 * DAY)
+    sections = ["server", "stats", "memory", "persistence", "replication", "commandstats", "errorstats"]
+    with world.played() as server, server.client() as client:
+        rules = [f"+info|{section}" for section in sections]
+        client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "-info", *rules)
+        report = audit(server.url.replace("unix://", "unix://limited:pw@"), expect=world.expect, duty=1)
+    assert report.verdict.status == ("healthy" if given_s == 7 * DAY else "findings"), report.verdict.sentence
+    assert causes(report) == (set() if given_s == 7 * DAY else {"ttl_too_short"})
 
 
 @pytest.mark.parametrize("divisor", [1_000, 1])

@@ -150,11 +150,12 @@ def _counted(
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
         return [], [f"keys were deleted by command ({shown}), probably not sessions: {why}"]
+    many = "about" if count <= sum(calls.values()) else "some large values, or up to"
     finding = Finding.of(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
         keys=count,
-        message=f"about {count:,} keys were deleted by command before their deadline; {sessions:,} session keys exist",
+        message=f"{many} {count:,} keys were deleted by command before their deadline; {sessions:,} session keys exist",
         confidence="possible",
         evidence=(
             f"INFO commandstats: {shown}; expired_keys {server.info.get('expired_keys', '?')}, evicted_keys "

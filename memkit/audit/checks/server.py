@@ -141,7 +141,7 @@ def expired_early(
     own = sum(one.deadline_ms is not None for one in sessions)
     databases = sum(one.get("expires", 0) > 0 for one in servers[0].databases.values())
     started, now = servers[0].started_ms, context.history.now_ms
-    if own < volatile or databases > 1 or started is None or servers[0].is_replica:
+    if own < volatile or databases != 1 or started is None or servers[0].is_replica:
         return None
     ttl_ms = min((one.ttls_ms[0] for one in expectations if one.ttls_ms), default=0)
     empty = context.history.empty_start_ms

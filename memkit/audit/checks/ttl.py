@@ -527,7 +527,7 @@ def _unrenewed(expected: Expectation, analysis: LifetimeAnalysis, context: Audit
     ended = (server.number("expired_keys") or 0) + (server.number("evicted_keys") or 0) + server.called(*DELETES)
     alone = (server.touches or 0) - (server.reads or 0)
     one_ttl = spread([one.given for one in old]) <= TOGETHER_MS if old else True
-    if one_ttl or min(server.writes - server.keys - ended, alone) < rewritten:
+    if one_ttl or not server.keys or min(server.writes - server.keys - ended, alone) < rewritten:
         return None
     own = expected.matching(context.keys)
     strings = all(one.kind == "string" for one in own)
