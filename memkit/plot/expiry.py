@@ -205,6 +205,8 @@ def _place_labels(ax: Axes, labels: Sequence[Annotation], points: Any) -> None:
         lines += [np.column_stack([np.full(20, ttl), np.geomspace(ttl, end, 20)]) for ttl, end in marks]
     obstacles = ax.transData.transform(np.concatenate([marks, *lines]))
     weights = np.where(np.arange(len(obstacles)) < len(marks), MARK_WEIGHT, 1)
+    obstacles, place = np.unique(obstacles.round(1), axis=0, return_inverse=True)  # most of many keys share theirs
+    weights = np.bincount(place.ravel(), weights)
     legend, inside = ax.get_legend(), ax.get_window_extent()
     taken = [legend.get_window_extent()] if legend else []
     offsets = np.array([(x, y) for x, y, _ in LABEL_PLACES])
