@@ -35,6 +35,7 @@ from memkit.notebook.html_report import write_html_report
 from memkit.server import RedisServer
 
 pytestmark = linux
+WITH_FIGURE = next(path for path in NOTEBOOKS if path.stem == "05_the_five_minute_bug")
 WITHIN_MS = 300_000
 WIDTH, TALLEST = 1280, 14_000
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,7 +47,8 @@ READY = "window.jupyterapp && window.jupyterapp.restored.then(() => true)"
 # The outputs of a notebook that is opened are rendered after it is ready.
 LOOK = """async ({path, run}) => {
     const app = window.jupyterapp
-    const panel = await app.commands.execute('docmanager:open', {path})
+    const kernelPreference = run ? {} : {shouldStart: false, canStart: false}
+    const panel = await app.commands.execute('docmanager:open', {path, kernelPreference})
     await panel.context.ready
     if (run) {
         await panel.sessionContext.ready
@@ -55,7 +57,9 @@ LOOK = """async ({path, run}) => {
     const areas = panel.content.widgets.map(cell => cell.outputArea).filter(area => area)
     const outputs = area => [...area.node.querySelectorAll('.jp-OutputArea-output')]
     const rendered = area => outputs(area).filter(output => output.childNodes.length).length
-    while (areas.some(area => rendered(area) < area.model.length)) await new Promise(requestAnimationFrame)
+    // Not at each frame, which would have to be drawn.
+    const later = resolve => setTimeout(resolve, 100)
+    while (areas.some(area => rendered(area) < area.model.length)) await new Promise(later)
     const images = [...panel.content.node.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
     const named = image => (image.getAttribute('alt') || image.getAttribute('aria-label') || '').trim()
     return {
@@ -214,16 +218,21 @@ def wrong_with(seen: Seen) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_executed_notebook_is_shown_without_faults(
-    notebook: Path, visitor: Visitor, executed: Callable[[Path], Executed]
-) -> None:
+def look_at_executed(notebook: Path, visitor: Visitor, executed: Callable[[Path], Executed]) -> tuple[str, Seen]:
+    """Show a notebook as nbval executed it; return its name and what is seen."""
     content = nbformat.read(executed(notebook).path, as_version=4)
     name = f"{notebook.stem}-executed.ipynb"
     # HTML and SVG of a notebook without a signature are not shown.
     visitor.notary.sign(content)
     nbformat.write(content, visitor.notebooks / name)
-    assert not wrong_with(visitor.look(name, run=False))
+    return name, visitor.look(name, run=False)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_executed_notebook_is_shown_without_faults(
+    notebook: Path, visitor: Visitor, executed: Callable[[Path], Executed]
+) -> None:
+    assert not wrong_with(look_at_executed(notebook, visitor, executed)[1])
     assert visitor.left_for == []
 
 
@@ -232,18 +241,14 @@ def test_run_all_in_the_lab(visitor: Visitor) -> None:
     assert visitor.left_for == []
 
 
-def test_figures_follow_the_theme(visitor: Visitor) -> None:
-    source = "from memkit import plot\nfrom memkit.observe import ExpiryLog\n"
-    source += "plot.show(plot.plot_expiry(ExpiryLog('Redis 0', 'by jumps', 5)))"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=METADATA)
-    nbformat.write(notebook, visitor.notebooks / "figure.ipynb")
-    assert not wrong_with(visitor.look("figure.ipynb", run=True))
+def test_figures_follow_the_theme(visitor: Visitor, executed: Callable[[Path], Executed]) -> None:
+    name, _ = look_at_executed(WITH_FIGURE, visitor, executed)
     seen = {}
     for theme in ("JupyterLab Dark", "JupyterLab Light"):
         visitor.evaluate(THEME, theme)
         is_light = str(theme.endswith("Light")).lower()
         visitor.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{is_light}'")
-        paper, ink, page = (brightness(colour) for colour in visitor.evaluate(COLOURS, "figure.ipynb"))
+        paper, ink, page = (brightness(colour) for colour in visitor.evaluate(COLOURS, name))
         seen[theme] = (paper == page, paper > ink)
     assert seen == {"JupyterLab Dark": (True, False), "JupyterLab Light": (True, True)}
 
