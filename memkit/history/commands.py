@@ -89,8 +89,8 @@ def execute(arguments: Sequence[bytes], db: int, *, in_multi: bool = False) -> E
     return Executed(db, text, effects, text == "MULTI" or (in_multi and text != "EXEC"))
 
 
-def _number(word: bytes) -> int:
-    number = int(word)
+def _number(word: bytes, unit: int = 1) -> int:
+    number = int(word) * unit
     if not -(1 << 63) <= number < 1 << 63:
         raise ValueError("a number that no server accepts")
     return number
@@ -102,9 +102,9 @@ def _set_options(options: Sequence[bytes]) -> tuple[int | None, int | None, bool
     words = iter(options)
     for word in map(bytes.upper, words):
         if word in _DEADLINE_UNITS_MS:
-            deadline = _number(next(words, b"")) * _DEADLINE_UNITS_MS[word]
+            deadline = _number(next(words, b""), _DEADLINE_UNITS_MS[word])
         elif word in _TTL_UNITS_MS:
-            ttl = _number(next(words, b"")) * _TTL_UNITS_MS[word]
+            ttl = _number(next(words, b""), _TTL_UNITS_MS[word])
         elif word == b"KEEPTTL":
             keeps = True
         elif word in (b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"):  # a condition and its value
@@ -181,11 +181,11 @@ def _named_elements(action: Action) -> Handler:
 
 
 def _deadline(unit_ms: int) -> Handler:
-    return lambda rest: [Effect("set deadline", rest[0], deadline_ms=_number(rest[1]) * unit_ms)]
+    return lambda rest: [Effect("set deadline", rest[0], deadline_ms=_number(rest[1], unit_ms))]
 
 
 def _ttl(action: Action, unit_ms: int) -> Handler:
-    return lambda rest: [Effect(action, rest[0], ttl_ms=_number(rest[1]) * unit_ms)]
+    return lambda rest: [Effect(action, rest[0], ttl_ms=_number(rest[1], unit_ms))]
 
 
 def _named(names: str, handler: Handler) -> dict[bytes, Handler]:

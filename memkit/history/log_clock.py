@@ -5,6 +5,7 @@ that TTL. Whether it gave that follows from bounds: a log is in order, and nothi
 end, nor after a deadline that a later command gives. What these bounds leave open is left open.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from memkit.history.commands import Effect, execute
@@ -47,23 +48,26 @@ class LogClock:
         self._latest_ms = self._look_ahead(commands)
         self.has_timestamps = False
 
-    def _look_ahead(self, commands: Iterable[tuple[Sequence[bytes], int | None]]) -> list[int]:
+    def _look_ahead(self, commands: Iterable[tuple[Sequence[bytes], int | None]]) -> "array[int]":
         """Return when each deadline was given at the latest, that of the last command first.
 
         Where the expected TTL, or one that is shorter by its usual jitter at most, is all that the bounds leave, this
         is the deadline minus the expected TTL. A write before one that is dated is bounded by that date, too.
         """
-        given: list[tuple[int, Sequence[int]]] = []
+        deadlines_ms, ttls_of = array("q"), array("I")  # a log may have millions of deadlines
+        numbers: dict[Sequence[int], int] = {}
         ends_ms = self._ends_ms
         for arguments, second in commands:
             if second is not None:
                 ends_ms = min(ends_ms, second * 1_000 + 999)
                 break
-            effects = execute(arguments, 0).effects
-            given += [(deadline_ms, self._expected_ttls_ms(key)) for deadline_ms, key in _given(effects)]
-        latest_ms: list[int] = []
+            for deadline_ms, key in _given(execute(arguments, 0).effects):
+                deadlines_ms.append(deadline_ms)
+                ttls_of.append(numbers.setdefault(self._expected_ttls_ms(key), len(numbers)))
+        each_ttls, latest_ms = list(numbers), array("q")
         surely_ms = dated_ms = ends_ms
-        for deadline_ms, ttls in reversed(given):
+        for deadline_ms, number in zip(reversed(deadlines_ms), reversed(ttls_of), strict=True):
+            ttls = each_ttls[number]
             surely_ms = min(surely_ms, deadline_ms)
             latest = min(surely_ms, dated_ms)
             for ttl in ttls:
