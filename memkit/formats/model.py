@@ -77,6 +77,7 @@ class Problem(NamedTuple):
     """A fault of a session. ``repair`` is a command for a person to review; memkit never runs it.
 
     ``pop_explains``: it is not a fault if the application itself removed the last element.
+    ``written_ms``: when the key that no longer exists was written, if its id states that.
     """
 
     cause: str
@@ -84,6 +85,7 @@ class Problem(NamedTuple):
     message: str
     repair: str = ""
     pop_explains: bool = False
+    written_ms: float | None = None
 
 
 class LikeProblems:

@@ -46,6 +46,13 @@ class SessionFacts:
         return next((one for one in self.expect if one.matches.fullmatch(key)), own)
 
 
+def expired_as_expected(problem: Problem, facts: SessionFacts) -> bool:
+    """Return whether a key that no longer exists was written longer ago than the caller's expected TTL."""
+    expected = facts.expected_of(problem.key)
+    ttl_ms = expected.ttl_ms if expected in facts.expect and expected else None
+    return ttl_ms is not None and problem.written_ms is not None and problem.written_ms + ttl_ms <= facts.now_ms
+
+
 def key_problems(own: Mapping[str, LoadedKey], facts: SessionFacts) -> list[Problem]:
     """Return what is wrong with the session's own keys.
 

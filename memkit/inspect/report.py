@@ -167,7 +167,7 @@ def early_ends(
     Args:
         parts: Each key with its remaining TTL and its idle time, in seconds; None: the server does not report it.
         ttl_s: The configured TTL in seconds; if it is unknown, the longest that was given stands for it.
-        now_ms: The server's time; 0: unknown, and replaced checkpoints are not judged.
+        now_ms: The server's time, which shows the age of keys with a time in their ids; 0: unknown.
     """
     ends = {
         name: PartEnd(round(left_s * 1000), None if idle_s is None else -idle_s * 1000)
@@ -177,12 +177,17 @@ def early_ends(
         return []
     longest = max(one.deadline_ms - (one.accessed_ms or 0) for one in ends.values())
     ttl_ms = longest if ttl_s is None else round(ttl_s * 1000)
-    for name, written_ms in superseded(ends).items():
-        # No saver renews old checkpoints: they end earlier, after the whole TTL.
-        if not now_ms or not written_ms or now_ms + ends[name].deadline_ms - written_ms >= (1 - JITTER) * ttl_ms:
-            del ends[name]
+    # No saver renews old checkpoints: they end earlier, after the whole TTL.
+    floor_ms = (1 - JITTER) * ttl_ms
+    whole = {
+        name
+        for name, written_ms in superseded(ends).items()
+        if (end := ends[name]).accessed_ms is None
+        or end.deadline_ms - end.accessed_ms >= floor_ms
+        or (now_ms and (written_ms is None or now_ms + end.deadline_ms - written_ms >= floor_ms))
+    }
     last = max(ends.values(), key=lambda one: one.deadline_ms)
-    early = [name for name, end in ends.items() if ends_apart(end, last, [ttl_ms])]
+    early = [name for name, end in ends.items() if name not in whole and ends_apart(end, last, [ttl_ms])]
     return sorted(early, key=lambda name: ends[name].deadline_ms)
 
 

@@ -25,7 +25,7 @@ from memkit.formats.model import (
 )
 from memkit.formats.parsing.encodings import encoding_of, hex_view
 from memkit.history.snapshots import open_source
-from memkit.inspect.key_checks import SessionFacts, key_problems
+from memkit.inspect.key_checks import SessionFacts, expired_as_expected, key_problems
 from memkit.inspect.redaction import Message, Redactor, masked_repair, name_mask
 from memkit.inspect.report import KeyReport, SessionReport
 from memkit.readonly.reader import LoadedKey, Reader, field_deadlines
@@ -360,6 +360,9 @@ def _report(reader: Reader, found: _Found, expected: Sequence[Expectation], *, r
         fields_without_ttl=fields_without_ttl,
     )
     own = _without_counters(own, notes) if is_unknown else own
+    if expired := [one for one in problems if expired_as_expected(one, facts)]:
+        problems = [one for one in problems if one not in expired]
+        notes.append("older checkpoints than these have expired, as expected: the thread cannot be rewound to them")
     problems += key_problems(own, facts)
     if expected and not any(one.matches.fullmatch(to_bytes(name)) for name in own for one in expected):
         notes.append("no expectation matches a key of this session: " + ", ".join(one.pattern for one in expected))

@@ -118,8 +118,10 @@ def _needed(members: Sequence[Member], expected: Expectation) -> Sequence[Member
     """Return the keys of a session without old checkpoints that were given the whole TTL: no saver renews these."""
     floor = (expected.ttl_ms or 0) * (1 - expected.tolerance) - IDLE_GRAIN_MS
     old = superseded(to_name(one.facts.key) for one in members)
-    named = [(one, to_name(one.facts.key), one.facts.deadline_ms or 0) for one in members]
-    return [one for one, name, end in named if name not in old or end - (old[name] or 0) < floor]
+    ends = [(one, to_name(one.facts.key), one.facts.deadline_ms or 0) for one in members]
+    whole = {name for _, name, end in ends if name in old and end - (old[name] or 0) >= floor}
+    last = max((end for _, name, end in ends if name not in whole), default=0)
+    return [one for one, name, end in ends if name not in whole or end > last]
 
 
 def _gap(members: Sequence[Member]) -> tuple[int, str, str]:

@@ -167,9 +167,10 @@ def superseded(names: Iterable[str]) -> dict[str, float | None]:
 
 
 def _written_ms(order: str) -> float | None:
-    """Return the time of a UUID of version 6; None for a version."""
+    """Return the time of a UUID of version 6; None for anything else."""
     digits = order.replace("-", "")
-    return (int(digits[:12] + digits[13:16], 16) - _UUID6_BEGINS) / 10_000 if digits != order else None
+    is_timed = re.fullmatch(_UUID6, order) is not None
+    return (int(digits[:12] + digits[13:16], 16) - _UUID6_BEGINS) / 10_000 if is_timed else None
 
 
 def is_housekeeping(name: str) -> bool:
@@ -267,7 +268,8 @@ def missing_parents(stored: SessionValues, parents: Mapping[str, Any]) -> Iterat
     there = {name.rpartition(":")[2] for name, raw in stored.keys.items() if raw and raw.kind in DOCUMENT_KINDS}
     lost = [name for name, parent in parents.items() if parent and str(parent) not in there]
     reason = "this checkpoint's parent no longer exists: the thread cannot be rewound past it"
-    yield from few(Problem("gap", name, reason) for name in lost)
+    for problem in few(Problem("gap", name, reason) for name in lost):
+        yield problem._replace(written_ms=_written_ms(str(parents[problem.key])))
 
 
 def checkpoints(
