@@ -25,9 +25,7 @@ KEYS_PER_SCRIPT = 500
 """Bounds the time that one script keeps the server busy: 2-6 microseconds a key (measured)."""
 SETTLES_WITHIN_S = 60.0
 """A moved clock is in force after 4 ms (measured); more means that it does not work."""
-CLOCKS = re.compile(rb"^(?:server_time_usec|lru_clock):(\d+)", re.MULTILINE)
-IDLE_CLOCK_LAG_S = 2
-"""The clock of idle times counts whole seconds and follows at the next timer."""
+COMMAND_CLOCK = re.compile(rb"^server_time_usec:(\d+)", re.MULTILINE)
 LONGEST_SHOWN_MS = 1e15
 """Longer durations are shown in scientific notation."""
 EARLIEST, LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
@@ -214,19 +212,16 @@ class ServerClock:
 
         Valkey caches the time that commands see for 1-4 ms (measured on 9.1). INFO's server_time_usec shows that clock,
         so a value from after the change proves that the next command sees it too. Redis caches the clock of idle times
-        (whole seconds, 24 bits) until its next timer, which the preload triggers after the next command.
+        until its next timer, which the preload triggers after the next command, INFO.
         """
         written_us = _real_us()
 
         def in_force() -> bool:
             # As one word: redis-py would parse the whole reply, which took a quarter of the time of a move (measured).
-            info = execute_undecoded(self._client, "INFO server")
-            now_us, idle_clock = (int(match[1]) for match in CLOCKS.finditer(info))
-            idle_clock_follows = (now_us // 1_000_000 - idle_clock + 1) % (1 << 24) <= IDLE_CLOCK_LAG_S
-            return bool(idle_clock_follows and written_us <= now_us - offset_us <= _real_us())
+            found = COMMAND_CLOCK.search(execute_undecoded(self._client, "INFO server"))
+            return found is not None and written_us <= int(found[1]) - offset_us <= _real_us()
 
         with suppress(redis.ConnectionError):  # a server that is down begins with this time when it starts
-            self._client.time()  # that command: without it most moves send INFO twice, which takes three times as long
             _until(in_force, "the server's clock did not follow the preload")
 
     def _shift_deadlines(self, ms: int) -> None:

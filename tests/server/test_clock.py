@@ -408,6 +408,14 @@ def test_the_clock_moves_while_python_s_is_frozen(any_server: RedisServer, monke
     assert clock.offset == timedelta(days=1)
 
 
+def test_idle_times_follow_a_move(any_server: RedisServer) -> None:
+    with any_server.client() as client:
+        client.set("session:1", "x")
+        for hours in range(1, 21):
+            any_server.clock.shift("1h")
+            assert client.object("idletime", "session:1") >= hours * 3_600 - 1
+
+
 def test_cannot_simulate_is_true(clock: ServerClock, client: redis.Redis) -> None:
     client.set("session:1", "x")
     before, _ = client.time()
