@@ -2,7 +2,7 @@
 
 Redis 7.0 and later, and Valkey, keep ``appendonlydir``: a manifest that names a base (an RDB file or commands)
 and increments (commands). A single ``appendonly.aof`` of an older server is read as one base. Commands are read as a
-stream; of a long argument only its beginning is kept, because no value is needed.
+stream; of a long argument only its beginning and a digest are kept, because no value is needed.
 """
 
 import os
@@ -10,6 +10,7 @@ import shlex
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,7 +19,7 @@ from memkit.history.rdb import RdbReader, is_rdb
 
 CHUNK_BYTES = 1 << 20
 KEPT_BYTES = 4_096
-"""How much of an argument is kept: the names of keys are shorter, and values are not needed."""
+"""How much of an argument is kept: few names of keys are longer, and values are not needed."""
 MAX_ARGUMENTS = 1 << 20
 """More arguments than Redis accepts in one command (``1024 * 1024``)."""
 MAX_ARGUMENT_BYTES = 512 << 20
@@ -33,7 +34,7 @@ class AofCommand(NamedTuple):
     """One command as the server wrote it.
 
     ``second`` is the Unix time of the last timestamp before it, None without ``aof-timestamp-enabled``. ``arguments``
-    begin with the command's name; an argument over 4,096 bytes is cut. ``offset`` is where it begins in its file.
+    begin with the command's name; a long argument is ``shortened``. ``offset`` is where it begins in its file.
     """
 
     arguments: tuple[bytes, ...]
@@ -152,6 +153,13 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
                 raise stream.damaged("a line that is neither a command nor an annotation")
 
 
+def shortened(argument: bytes) -> bytes:
+    """Return an argument, or the beginning of a long one with a digest of its rest: two names of keys stay two."""
+    if len(argument) <= KEPT_BYTES:
+        return argument
+    return argument[:KEPT_BYTES] + blake2b(argument[KEPT_BYTES:], digest_size=16).hexdigest().encode()
+
+
 class _Stream:
     """A file read in chunks: lines, numbers and length-prefixed arguments.
 
@@ -183,7 +191,7 @@ class _Stream:
         raise self.damaged("a length that is not a number, or too large")
 
     def argument(self) -> bytes:
-        """Return the next argument, or its first 4,096 bytes."""
+        """Return the next argument, shortened."""
         line = self.line()
         if line is None:
             raise self._ends_early()
@@ -192,14 +200,14 @@ class _Stream:
         length = self.number(line, most=MAX_ARGUMENT_BYTES)
         if length + 2 > self._size - self.offset:
             raise self._ends_early()
-        kept = self._file.read(min(length, KEPT_BYTES) + 2)
-        if length > KEPT_BYTES:
-            self._file.seek(length - KEPT_BYTES - 2, os.SEEK_CUR)
-            kept = kept[:KEPT_BYTES] + self._file.read(2)
+        kept = self._file.read(min(length, CHUNK_BYTES) + 2)
+        if length > CHUNK_BYTES:
+            self._file.seek(length - CHUNK_BYTES - 2, os.SEEK_CUR)
+            kept = kept[:CHUNK_BYTES] + self._file.read(2)
         if not kept.endswith(b"\r\n"):
             raise self.damaged("an argument without an end")
         self.offset += length + 2
-        return kept[:-2]
+        return shortened(kept[:-2])
 
     def _ends_early(self) -> SourceError:
         return SourceError(

@@ -73,11 +73,11 @@ class _Run:
 
     @property
     def began(self) -> Moment:
-        """When the first write was made: with the shortest TTL in the range it was made last."""
+        """When the first write was made: if the TTL is known, with the shortest one in the range at the latest."""
         event, at = self.first, self.first.moment
-        if not event.ttl_is_open or event.ttl_ms is not None or event.deadline_ms is None or at.latest_ms is None:
+        if event.ttl_ms is not None or known_ttl(self.range_ms) is None:
             return at
-        return at._replace(latest_ms=min(at.latest_ms, event.deadline_ms - self.range_ms[0]))
+        return at._replace(latest_ms=min(at.latest_ms or 0, (event.deadline_ms or 0) - self.range_ms[0]))
 
 
 @dataclass(slots=True)
@@ -117,6 +117,7 @@ class _Given:
                 to_at_most_ms=most[n + 1],
             )
             for n, (before, after) in enumerate(pairwise(runs))
+            if ttls[n][0] is not None or ttls[n + 1][0] is not None
         ]
 
 
@@ -161,16 +162,17 @@ class TtlChanges:
 
 
 def _same(one_ms: TtlRange, other_ms: TtlRange) -> bool:
-    """Return whether two TTLs may be one."""
+    """Return whether two TTLs may be one; an expected TTL dates a write that gave one shorter by its jitter, too."""
     least, most = max(one_ms[0], other_ms[0]), min(one_ms[1], other_ms[1])
-    return least - most <= max(SAME_TTL * max(least, most), SAME_TTL_MS)
+    share = SAME_TTL if one_ms[0] == one_ms[1] and other_ms[0] == other_ms[1] else JITTER
+    return least - most <= max(share * max(least, most), SAME_TTL_MS)
 
 
 def known_ttl(range_ms: TtlRange | None) -> int | None:
-    """Return the TTL in a range of at most the usual jitter: the only one in it that is a whole number of a unit."""
-    if range_ms is None or range_ms[1] - range_ms[0] > range_ms[1] * JITTER:
+    """Return the TTL in a range that is as narrow as one TTL: the only one in it that is a whole number of a unit."""
+    least, most = range_ms or (0, SAME_TTL_MS + 1)
+    if most - least > max(SAME_TTL * most, SAME_TTL_MS):
         return None
-    least, most = range_ms
     if least == most:
         return least
     for unit_ms in sorted(UNIT_MS.values(), reverse=True):

@@ -14,9 +14,11 @@ from memkit.policy import JITTER
 
 SLACK_MS = 1_000
 """Clients' pipelines and scripts write deadlines out of order by milliseconds; a second is far below any TTL here."""
-DENSE_WITHIN = 0.01
-"""A write that gave the expected TTL comes this soon, in parts of the TTL, after the one before it. With a shorter TTL
-it would have come after a silence of just the difference."""
+DENSE_WITHIN = 0.02
+"""Writes are dense if this much time, in parts of the TTL, is between two."""
+TIMES_THE_GAP = 10
+"""A write that is followed by others with a shorter TTL comes before their first deadline by that TTL. One with twice
+the expected TTL, followed by others with that, would seem to come before it by just the gap between two writes."""
 
 
 class LogClock:
@@ -45,45 +47,58 @@ class LogClock:
         self.begins_ms = self.earliest_ms = begins_ms
         self._ends_ms = ends_ms
         self._expected_ttls_ms = expected_ttls_ms
-        self._latest_ms = self._look_ahead(commands)
+        self._deadlines_ms, self._expected = array("q"), array("I")  # a log may have millions of deadlines
+        self._look_back(self._look_ahead(commands))
         self.has_timestamps = False
 
-    def _look_ahead(self, commands: Iterable[tuple[Sequence[bytes], int | None]]) -> "array[int]":
-        """Return when each deadline was given at the latest, that of the last command first.
-
-        Where the expected TTL, or one that is shorter by its usual jitter at most, is all that the bounds leave, this
-        is the deadline minus the expected TTL. A write before one that is dated is bounded by that date, too.
-        """
-        deadlines_ms, ttls_of = array("q"), array("I")  # a log may have millions of deadlines
+    def _look_ahead(self, commands: Iterable[tuple[Sequence[bytes], int | None]]) -> list[Sequence[int]]:
+        """Keep the deadlines that commands give before the first timestamp; return the TTLs that their keys may get."""
         numbers: dict[Sequence[int], int] = {}
-        ends_ms = self._ends_ms
         for arguments, second in commands:
             if second is not None:
-                ends_ms = min(ends_ms, second * 1_000 + 999)
+                self._ends_ms = min(self._ends_ms, second * 1_000 + 999)
                 break
             for deadline_ms, key in _given(execute(arguments, 0).effects):
-                deadlines_ms.append(deadline_ms)
-                ttls_of.append(numbers.setdefault(self._expected_ttls_ms(key), len(numbers)))
-        each_ttls, latest_ms = list(numbers), array("q")
-        surely_ms = dated_ms = ends_ms
-        for deadline_ms, number in zip(reversed(deadlines_ms), reversed(ttls_of), strict=True):
+                self._deadlines_ms.append(deadline_ms)
+                self._expected.append(numbers.setdefault(self._expected_ttls_ms(key), len(numbers)))
+        return list(numbers)
+
+    def _look_back(self, each_ttls: Sequence[Sequence[int]]) -> None:
+        """Find until when each deadline was given, and the TTL if that is an expected one, in reverse order.
+
+        It is if the bounds leave only this TTL, or one that is shorter by the usual jitter; otherwise 0 is kept. Dates
+        that are out of order may be of a longer TTL, of jitter, or of a server's clock that was set back: then no
+        deadline dates its write.
+        """
+        self._latest_ms, self._ttls_ms = array("q"), array("q")
+        surely_ms = dated_ms = ends_ms = self._ends_ms
+        undated, first_ms, last_ms = 0, ends_ms, 0  # the writes after this one without a date: their deadlines
+        for deadline_ms, number in zip(reversed(self._deadlines_ms), reversed(self._expected), strict=True):
             ttls = each_ttls[number]
             surely_ms = min(surely_ms, deadline_ms)
-            latest = min(surely_ms, dated_ms)
+            latest_ms, found = min(surely_ms, dated_ms), 0
             for ttl in ttls:
-                at = deadline_ms - ttl
-                if latest - ttl * JITTER <= at <= latest + SLACK_MS and at >= (self.begins_ms or at) - SLACK_MS:
-                    latest, dated_ms = at, min(dated_ms, at)
-                    break
-            else:
-                if ttls and latest + SLACK_MS < deadline_ms - max(ttls) <= ends_ms:
-                    # A longer TTL, or the server's clock was set back: then the order of the dates means nothing.
-                    latest, dated_ms = surely_ms, ends_ms
-            latest_ms.append(latest)
-        return latest_ms
+                at, dense_ms, close_ms = deadline_ms - ttl, ttl * DENSE_WITHIN, ttl * JITTER
+                gap_ms = (last_ms - first_ms) / (undated - 1) if undated > 1 else ends_ms
+                shorter_ms = max(TIMES_THE_GAP * gap_ms, last_ms - ends_ms)
+                is_shown = (
+                    ends_ms - at <= dense_ms
+                    or dated_ms - at <= close_ms * (dated_ms < ends_ms)
+                    or shorter_ms <= surely_ms - at <= close_ms
+                )
+                if is_shown and (self.begins_ms or at) - dense_ms <= at <= latest_ms + dense_ms:
+                    latest_ms, dated_ms, found = max(latest_ms, at), min(dated_ms, at), ttl
+            if ttls and not found and latest_ms + max(ttls) * DENSE_WITHIN < deadline_ms - max(ttls) <= ends_ms:
+                return self._look_back([()] * len(each_ttls))
+            undated = 0 if found else undated + 1
+            first_ms = deadline_ms if undated < 2 else min(first_ms, deadline_ms)
+            last_ms = deadline_ms if undated < 2 else max(last_ms, deadline_ms)
+            self._latest_ms.append(latest_ms)
+            self._ttls_ms.append(found)
+        return None
 
-    def moment(self, second: int | None, effects: Sequence[Effect]) -> Moment:
-        """Return when the next command was written.
+    def moment(self, second: int | None, effects: Sequence[Effect]) -> tuple[Moment, int | None]:
+        """Return when the next command was written, and the TTL that it gave if that is an expected one.
 
         Args:
             second: The log's last timestamp.
@@ -93,19 +108,20 @@ class LogClock:
             if not self.has_timestamps and self.begins_ms is not None:
                 self.begins_ms = min(self.begins_ms, second * 1_000)
             self.has_timestamps, self.earliest_ms = True, second * 1_000
-            return Moment(second * 1_000, second * 1_000 + 999)  # it is rounded down
-        latest = self._latest_ms[-1] if self._latest_ms else self._ends_ms
-        for deadline_ms, key in _given(effects):
+            return Moment(second * 1_000, second * 1_000 + 999), None  # it is rounded down
+        earliest_ms = self.earliest_ms
+        latest_ms = self._latest_ms[-1] if self._latest_ms else self._ends_ms
+        for deadline_ms, _ in _given(effects):
             self._latest_ms.pop()
-            for ttl in self._expected_ttls_ms(key):
-                at = deadline_ms - ttl
-                after_ms = ttl if self.earliest_ms is None else at - self.earliest_ms
-                if at == latest or (-SLACK_MS <= after_ms <= ttl * DENSE_WITHIN and at <= latest):
-                    self.earliest_ms = at if after_ms < -SLACK_MS else at - min(after_ms, 0)
-                    return Moment(at, at, stated=False)
-        if self.earliest_ms is not None and latest < self.earliest_ms - SLACK_MS:
-            self.begins_ms = self.earliest_ms = None  # the server's clock was set back
-        return Moment(self.earliest_ms, max(self.earliest_ms or latest, latest), stated=False)
+            if not (ttl := self._ttls_ms.pop()):
+                break
+            self.earliest_ms = at = deadline_ms - ttl
+            earliest_ms = earliest_ms and min(at, earliest_ms)
+            is_dense = latest_ms - at <= ttl * DENSE_WITHIN or (earliest_ms and at - earliest_ms <= ttl * DENSE_WITHIN)
+            return Moment(*((at, at) if is_dense else (earliest_ms, latest_ms)), stated=False), ttl
+        if earliest_ms is not None and latest_ms < earliest_ms - SLACK_MS:
+            self.begins_ms = self.earliest_ms = earliest_ms = None  # the server's clock was set back
+        return Moment(earliest_ms, max(earliest_ms or latest_ms, latest_ms), stated=False), None
 
 
 def _given(effects: Iterable[Effect]) -> list[tuple[int, bytes]]:

@@ -15,11 +15,10 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.formats.model import PART_WORDS
-from memkit.history.aof import AofFiles, find_aof, read_commands
+from memkit.history.aof import AofFiles, find_aof, read_commands, shortened
 from memkit.history.changes import (
     TtlChange,
     TtlChanges,
-    known_ttl,
     plain_seconds,
     prefix_of,
     time_of,
@@ -259,12 +258,12 @@ class _Timeline:
             db, name, effects, in_multi = execute(arguments, db, in_multi=in_multi)
             if not effects:
                 continue
-            moment = clock.moment(second, effects)
+            moment, ttl = clock.moment(second, effects)
             for effect in effects:
                 for event in states.apply(db, effect, moment, name, in_multi=in_multi):
-                    gives_ttl = effect.deadline_ms is not None and not moment.stated and event.ttl_ms is None
-                    event = event._replace(ttl_is_open=True) if gives_ttl else event
-                    self.add(event._replace(ttl_ms=known_ttl(event.ttl_range_ms)) if gives_ttl else event)
+                    if effect.deadline_ms is not None and not moment.stated:
+                        event = event._replace(ttl_ms=ttl, ttl_is_open=True)
+                    self.add(event)
 
     def finish(self, states: KeyStates, source: str, spans: tuple[Span, ...], *notes: str, ends: Moment) -> History:
         """Return what was collected; a key that was past its deadline when the source ended has expired."""
@@ -339,7 +338,7 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
     if files.base:
         for key in (key for key in _all_keys([files.base]) if query.follows(key.name)):
             state = KeyState(key.deadline_ms, given=Moment(None, begins_ms), fields_expire=key.fields_expire)
-            states.keys_of(key.db)[key.name] = state
+            states.keys_of(key.db)[shortened(key.name)] = state
     elif files.base_has_commands:
         db, second = 0, None
         for command in read_commands(files.logs[0]):  # the keys as they were when the base was made

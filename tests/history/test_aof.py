@@ -51,7 +51,7 @@ def test_commands_are_read_in_order(logging_server: RedisServer) -> None:
         commands = commands_of(files)
     assert [name for name, *_ in commands] == [b"SELECT", b"SET", b"RPUSH", b"PEXPIREAT", b"DEL"]
     assert commands[1][:2] == (b"SET", b"chat:1")
-    assert commands[1][2] == b"x" * KEPT_BYTES
+    assert commands[1][2][:KEPT_BYTES] == b"x" * KEPT_BYTES
     assert commands[3] == (b"PEXPIREAT", b"chat:2", b"%d" % deadline)
 
 
@@ -165,7 +165,7 @@ def test_argument_over_a_chunk_is_passed_over(tmp_path: Path) -> None:
     value = b"v" * (5 << 20)
     path.write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (len(value), value) + SET)
     first, second = read_commands(path)
-    assert len(first.arguments[2]) == KEPT_BYTES
+    assert len(first.arguments[2]) == KEPT_BYTES + 32  # with the digest of its rest
     assert second.arguments == (b"SET", b"k", b"v")
 
 

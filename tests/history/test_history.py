@@ -188,6 +188,18 @@ def test_fates_are_counted_by_prefix(server: RedisServer, client: redis.Redis) -
     assert history_of(server).fates == {"chat:": {"expired": 1, "exists": 1}, "cart:": {"exists": 1}, "": {"exists": 1}}
 
 
+def test_long_names_with_one_beginning_are_two_keys(server: RedisServer, client: redis.Redis) -> None:
+    first, second = (f"chat:{'x' * 5_000}:{number}" for number in (1, 2))
+    client.set(first, 1, ex=300)
+    client.bgrewriteaof()
+    wait_for("the rewrite", lambda: client.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
+    client.mset({second: 1, "chat:1": 1})
+    client.unlink(second, "chat:1")
+    assert history_of(server).fates["chat:"] == {"exists": 1, "deleted": 2}
+    client.rename(first, second)
+    assert history_of(server).fates["chat:"] == {"renamed": 1, "exists": 1, "deleted": 1}
+
+
 def test_session_that_was_never_written(server: RedisServer, client: redis.Redis) -> None:
     client.set("chat:user-42", 1)
     assert cause(server, "user-4") == "never_seen"
