@@ -196,7 +196,7 @@ _HANDLERS: dict[bytes, Handler] = {
     **_named(
         "APPEND INCR DECR INCRBY DECRBY INCRBYFLOAT SETRANGE SETBIT BITFIELD SETNX LSET HSETNX HINCRBY HINCRBYFLOAT "
         "HPERSIST ZINCRBY XADD XSETID XCLAIM XAUTOCLAIM XACK "
-        "PFADD PFMERGE JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
+        "PFADD PFMERGE VADD VSETATTR JSON.SET JSON.MERGE JSON.ARRAPPEND JSON.ARRINSERT JSON.ARRPOP JSON.ARRTRIM "
         "JSON.NUMINCRBY JSON.STRAPPEND JSON.TOGGLE JSON.CLEAR",
         _first_key("write"),
     ),
@@ -211,7 +211,7 @@ _HANDLERS: dict[bytes, Handler] = {
         "LPOP RPOP SPOP ZPOPMIN ZPOPMAX",
         lambda rest: [Effect("pop elements", rest[0], elements=_number(rest[1]) if rest[1:] else 1)],
     ),
-    **_named("SREM HDEL ZREM", _named_elements("remove elements")),
+    **_named("SREM HDEL ZREM VREM", _named_elements("remove elements")),
     b"LTRIM": _trim_list,
     **_named(
         "LREM HGETDEL ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX", _first_key("remove elements", elements=ALL)

@@ -74,6 +74,8 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 HSETEX chat:1 PXAT +9 FIELDS 2 f v g v\n9 HDEL chat:1 f", ["exists"]),
         ("0 HSETEX chat:1 KEEPTTL FIELDS 1 f 1.5\n9 HDEL chat:1 f", ["deleted"]),
         ("0 XGROUP CREATE chat:1 g $ MKSTREAM", ["exists"]),
+        ("0 VADD chat:1 VALUES 1 2 a\n1 VADD chat:1 VALUES 1 3 b\n2 VREM chat:1 a", ["exists", "deleted"]),
+        ("0 VADD chat:1 VALUES 1 2 a\n1 VREM chat:1 a", ["deleted"]),
         ("0 SINTERSTORE chat:1 a b", ["exists"]),
         ("0 SET chat:1 v\n1 SINTERSTORE chat:1 a b", ["exists", "deleted"]),
         ("0 SET chat:1 v PXAT +300\n1 SINTERSTORE chat:1 a b", ["overwritten", "deleted"]),
