@@ -14,13 +14,15 @@ def with_checksum(data: bytes) -> bytes:
     return data + checksum.to_bytes(8, "little")
 
 
-def module_file(opcodes: bytes, name: bytes = b"k") -> bytes:
-    """A file with one key of RedisJSON, with a value of these opcodes."""
+def module_file(opcodes: bytes, name: bytes = b"k", *, beside_keys: bool = False) -> bytes:
+    """A file with one key of RedisJSON, with a value of these opcodes, or with such data before all keys."""
     module_id = 0
     for char in "ReJSON-RL":
         module_id = module_id << 6 | _NAME_CHARACTERS.index(char)
-    key = b"\x07%c%b\x81" % (len(name), name) + (module_id << 10 | 3).to_bytes(8, "big")
-    return with_checksum(START % SAVED_S + key + opcodes + b"\xff")
+    begins = b"\xf7" if beside_keys else b"\x07%c%b" % (len(name), name)
+    when = b"\x02\x01" if beside_keys else b""
+    data = begins + b"\x81" + (module_id << 10 | 3).to_bytes(8, "big") + when + opcodes
+    return with_checksum(START % SAVED_S + data + b"\xff")
 
 
 def file_of_strings(*keys: tuple[str, int | None], idle_s: int = 0, saved_s: int = SAVED_S) -> bytes:

@@ -7,6 +7,7 @@ every second.
 """
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 import redis
 
 from memkit.connect import AnyClient, redact, scan
-from memkit.errors import ServerNotFound, SourceError
+from memkit.errors import ServerError, ServerNotFound, SourceError
 from memkit.history.aof import AofFiles, find_aof, read_commands
 from memkit.history.rdb import MOST_DATABASES, RdbHeader, RdbReader, SnapshotKey, read_header
 from memkit.history.sources import Source, find_source, is_file_source
@@ -40,6 +41,8 @@ DEBUG_IS_OFF_FROM = (7, 0)
 SAVE_TIME_RESOLUTION = timedelta(seconds=1)
 """A file states its moment as a whole second, rounded down: a key that ends in that second counts as expired."""
 PROGRESS_EVERY_KEYS = 10_000
+MODULE_DATA = "{}: the file holds data of a module ({}), which no server here can load; {}"
+READS_RDB = "memkit audit without --full reads the keys and deadlines of such files"
 CORE_TYPES = frozenset({"string", "list", "set", "zset", "hash", "stream"})
 
 
@@ -203,10 +206,7 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
         server_for(read_header(path), path)  # a later version is refused before anything else
     contents = read_rdb(files)
     if contents.module:
-        raise SourceError(
-            f"{contents.module[0]}: the file holds data of a module ({contents.module[1]}), which no server here can "
-            "load; memkit audit without --full reads the keys and deadlines of such files"
-        )
+        raise SourceError(MODULE_DATA.format(*contents.module, READS_RDB))
     path, header = contents.newest
     binary = server_for(header, path)
     debug = {"enable-debug-command": "local"} if binary.release >= DEBUG_IS_OFF_FROM else {}
@@ -218,7 +218,7 @@ def serve_rdb(files: Sequence[Path]) -> Iterator[tuple[RedisServer, Snapshot]]:
             dump.unlink(missing_ok=True)
             dump.symlink_to(path.resolve())
             if number == 0:
-                server.restart()
+                _started(server.restart, path, READS_RDB)
                 continue
             with server.client() as client:
                 client.execute_command("DEBUG", "RELOAD", "MERGE", "NOFLUSH", "NOSAVE")
@@ -239,7 +239,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         A running private server with the data as of that moment, and its clock there.
 
     Raises:
-        SourceError: The log has no timestamps, or begins after that moment.
+        SourceError: The log has no timestamps, begins after that moment, or holds data of a module.
     """
     header = read_header(files.base) if files.base else None
     if until is not None and header is not None and header.created_s is not None:
@@ -266,11 +266,22 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
             os.truncate(folder / path.name, end)
             lines.append(f"file {path.name} seq {number} type i\n")
         (folder / "appendonly.aof.manifest").write_text("".join(lines))
-        server.start()
+        _started(server.start, files.directory, "memkit history reads such logs")
         with server.client() as client:
             databases = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
         written_by = (header.flavour, header.server_version) if header else ("redis", "?")
         yield server, Snapshot("aof", str(files.directory), taken_at, *written_by, False, databases=databases)
+
+
+def _started(start: Callable[[], object], path: Path, advice: str) -> None:
+    """Start a server that loads a file; a module's commands, or what a module wrote beside the keys, end it."""
+    try:
+        start()
+    except ServerError as error:
+        module = re.search(r"(?:no matching module|Unknown command) '(\S+)'", str(error))
+        if not module:
+            raise
+        raise SourceError(MODULE_DATA.format(path, module[1], advice)) from None
 
 
 def server_for(header: RdbHeader, path: Path) -> ServerBinary:

@@ -240,6 +240,22 @@ def test_module_data_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "data of a module (ReJSON-RL)" in error
 
 
+def test_module_data_beside_keys_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RediSearch writes its version before the keys; a server without the module ends itself at it."""
+    path = tmp_path / "dump.rdb"
+    path.write_bytes(module_file(b"\x02\x01\x00", beside_keys=True))
+    with RedisServer(persist=True) as server, server.client() as client:
+        client.set("chat:1", "x", ex=WEEK_S)
+        log = shutil.copytree(server.directory / "appendonlydir", tmp_path / "log")
+    (commands,) = log.glob("*.incr.aof")
+    commands.write_bytes(commands.read_bytes() + b"*4\r\n$8\r\nJSON.SET\r\n$1\r\nk\r\n$1\r\n$\r\n$1\r\n1\r\n")
+    for source, module in ((path, "ReJSON-RL"), (log, "JSON.SET")):
+        for command in (["audit", str(source), *EXPECTED, "--full"], ["inspect", str(source), "chat:1"]):
+            assert main(command) == 2
+            error = capsys.readouterr().err
+            assert (error.count("\n"), f"data of a module ({module})" in error, len(error) < 400) == (1, True, True)
+
+
 def test_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "dump.rdb"
     path.write_bytes(
