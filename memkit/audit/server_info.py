@@ -2,6 +2,7 @@
 
 import re
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -313,9 +314,12 @@ class ServerFacts:
         """
         if self.started_ms is None:
             return None
-        first, last = self.started_ms - 1_000, self.started_ms + LOAD_GRAIN_MS
-        count = sum(first <= one <= last for one in accesses)
-        usual = len(accesses) * (last - first) / max(self.now_ms - first, 1)
+        first, times = self.started_ms - 1_000, sorted(accesses)
+        if self.may_have_synced and self.loaded_keys and times:  # a copy from a primary comes at any time
+            first = max(times, key=lambda at: bisect_right(times, at + LOAD_GRAIN_MS) - bisect_left(times, at))
+        last = first + 1_000 + LOAD_GRAIN_MS
+        count = bisect_right(times, last) - bisect_left(times, first)
+        usual = len(times) * (last - first) / max(self.now_ms - min(first, self.started_ms), 1)
         together = count >= FEWEST_LOADED and count > LOADED_TOGETHER * usual
         return (first, last) if self.must_have_loaded(keys) or together else None
 

@@ -212,6 +212,28 @@ def test_keys_copied_from_the_primary_are_healthy(traffic: Traffic) -> None:
         assert audit(server.url, expect={"chat:*": WEEK}, duty=1).findings == ()
 
 
+@pytest.mark.parametrize(("ttl_s", "status"), [(WEEK, "healthy"), (HOUR, "undetermined")])
+def test_copy_from_a_primary_is_no_access(ttl_s: float, status: str, traffic: Traffic) -> None:
+    """A server that is started, and replicates an hour later: what it copies was not accessed then."""
+    config = PRIMARY | {"repl-timeout": 10**6}
+    world = traffic.world(traffic.sessions(), port=free_port(), config=config)
+    with world.played() as primary, RedisServer(config=NO_FSYNC | config, persist=True) as server:
+        server.clock.shift("-3h")
+        server.restart()
+        server.clock.shift("2h")
+        primary.clock.shift("-1h")
+        with server.client() as client:
+            client.replicaof("127.0.0.1", primary.client().connection_pool.connection_kwargs["port"])
+            wait_for("a copy", lambda: client.info()["master_link_status"], "up".__eq__)
+            client.replicaof("NO", "ONE")
+            for one in primary, server:
+                one.clock.shift("1h")
+            for n in range(30 if ttl_s == HOUR else 0):
+                client.set(f"chat:new{n}", traffic.message(), ex=round(ttl_s))
+            report = audit(server.url, expect={"chat:*": WEEK}, duty=1)
+    assert report.verdict.status == status, report.verdict.sentence
+
+
 @pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
 def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
     events = [*traffic.sessions(newest_s=2 * HOUR), (2 * HOUR, (command,))]
