@@ -1,4 +1,4 @@
-"""Session stores of many designs, all right: a case that fails one of them is a false alarm.
+"""Session stores of many designs that lose nothing: a case that fails one of them is a false alarm.
 
 Each class is its own factory and its own handle. They need Redis 7.0 or a Valkey, and redis-py.
 """

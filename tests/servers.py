@@ -1,4 +1,4 @@
-"""The real servers that one test body runs on, and what to say about those that are not here."""
+"""The real servers that one test body runs on, and how to get those that are not installed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def one_lane() -> str:
 
 
 def start(name: str) -> RedisServer:
-    """Return a running server of a lane; skip, saying how to get one, where there is none."""
+    """Return a running server of a lane; if there is none, skip with how to get one."""
     binary = every_server()[name]
     if not binary:
         pytest.skip(f"no {name} on this machine: {LANES[name]}")

@@ -1,4 +1,4 @@
-"""A real cluster and a real Sentinel, each in a second or two, gone with the ``with`` block (or the process)."""
+"""A real cluster and a real Sentinel, each started in a second or two; they end with their ``with`` block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from memkit.connect import NO_DRIVER_INFO
 from memkit.server import RedisServer
 
 CALM_MS, HASTY_MS = 60_000, 500
-"""Milliseconds of silence after which a server counts as dead: longer than a busy machine makes it silent, or not."""
+"""A server counts as failed after so many milliseconds of silence. A busy machine pauses for less than CALM_MS."""
 PRIMARIES = 3
 SLOTS = 16384
 

@@ -24,7 +24,7 @@ PART_WORDS = (
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 REPORTED_PER_CAUSE = 5
 _PLAIN = re.compile(r"[A-Za-z0-9_:./|~@=+-]+", re.ASCII)
-_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
+ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _EARLIEST_S, _LATEST_S = 6.3e8, 4.1e9
 """The years 1990 and 2100: a number outside is not a time in seconds."""
 _MILLISECONDS = 1e11
@@ -231,7 +231,7 @@ def seconds(value: Any) -> float | None:
             as UTC, because servers run in UTC.
     """
     if isinstance(value, str):
-        if not _ISO_TIME.match(value):
+        if not ISO_TIME.match(value):
             return None
         try:
             at = datetime.fromisoformat(value)

@@ -7,6 +7,7 @@ command everywhere, so calls alone are a suspicion only if nothing else explains
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import SOME
+from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
@@ -24,8 +25,6 @@ SHORT_MS = 3_600_000
 FEWEST_DELETED = 15
 DELETED_SHARE = 0.15
 """Users delete some of their sessions; fewer deletions than this share of what exists are no incident."""
-FEWEST_VANISHED, VANISHED_SHARE = 3, 0.05
-"""Users who end sessions of ten minutes end so many of them in half a minute; an audit takes seconds."""
 STRING_SHARE = 0.3
 FAR_MORE = 50
 SMALLEST_STORE = 200
@@ -69,7 +68,8 @@ def _vanished_finding(
     deleters = [one.name for server in servers for one in server.clients if one.last_command in DELETES]
     on_replica = any(server.is_replica for server in servers)
     evicted = "a replica does not count what its primary evicts" if on_replica else "evicted_keys did not change"
-    many = len(vanished) >= max(FEWEST_VANISHED, VANISHED_SHARE * looked)
+    # Users who end sessions of ten minutes end fewer of them in the seconds of an audit: SOME in half a minute.
+    many = len(vanished) >= max(FEWEST, SOME * looked)
     return Finding.of(
         "deleted",
         prefix=prefix,
@@ -104,7 +104,7 @@ def _logged_finding(servers: Sequence[ServerFacts], expectations: Sequence[Expec
     count = sum(len(one.keys) for one in logged)
     # They may have been logged when a server was a replica.
     surest: Confidence = "likely" if any(server.may_have_synced for server in servers) else "proven"
-    many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST_VANISHED for one in logged)
+    many = count >= FEWEST_DELETED or any(len(one.keys) >= FEWEST for one in logged)
     return Finding.of(
         "deleted",
         prefix=prefixes[first],

@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
-from memkit.audit.checks.ttl_inference import LEAST_LEFT, ttl_of
-from memkit.audit.checks.ttl_peaks import quantile
+from memkit.audit.checks.ttl_inference import LEAST_LEFT, NEARLY_ALL, SOME, ttl_of
+from memkit.audit.checks.ttl_peaks import FEWEST, quantile
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.formats import memkit_store
-from memkit.formats.model import ZONE_MS, KeyOwner, SessionValues, Turn, a_dict, seconds
+from memkit.formats.model import ISO_TIME, ZONE_MS, KeyOwner, SessionValues, Turn, a_dict, seconds
 from memkit.formats.parsing.documents import open_payload
 from memkit.policy import ttl_text
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue
@@ -59,19 +59,16 @@ LATE_MS = 5_000
 """Two commands of one write are less apart; so are the clocks of servers with NTP."""
 QUARTER_HOUR_MS = 900_000
 """Every time zone in use is a multiple of it away from UTC."""
-SAME_MS, ALIKE_SHARE = 60_000, 0.9
+SAME_MS = 60_000
 """If nearly all times are ahead of deadlines by one value, give or take this, two clocks differ."""
-LATE_SHARE, FEWEST_LATE = 0.05, 3
-"""Fewer late sessions may be clocks that were set."""
 DATED_BEFORE = 0.1
 """A session may be dated while it is begun, and written later: by less than this share of its TTL."""
-FEWEST_TRIMMED, TRIMMED_SHARE, OTHERS_SHARE = 3, 0.5, 0.1
-"""So many sessions of exactly n messages, and at least this share of them, have a newest message that is older than the
-last write by more than those of all but OTHERS_SHARE of the shorter ones: a message may be dated before its answer is
-written. If reads renew the TTL, the shorter ones are as old.
+TRIMMED_SHARE, OTHERS_SHARE = 0.5, 0.1
+"""At least this share of the sessions of exactly n messages have a newest message that is older than the last write by
+more than those of all but OTHERS_SHARE of the shorter ones: a message may be dated before its answer is written. If
+reads renew the TTL, the shorter ones are as old.
 """
 
-_ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _HTTP = re.compile(r"[A-Z][a-z]{2}, \d\d? [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d ")
 _NUMBER = re.compile(r"(?:/Date\()?(\d{9,17}(?:\.\d+)?)(?:[+-]\d{4})?(?:\)/)?")
 """A Unix time as text, also as .NET writes it."""
@@ -175,7 +172,7 @@ def _time(value: Any) -> Iterator[StatedTime]:
     if isinstance(value, list) and len(value) > 4 and all(isinstance(one, int) for one in value):
         # Jackson writes a LocalDateTime as numbers from the year to the nanoseconds, without a zero at the end.
         value = "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*value[:5], *(value[5:6] or [0]))
-    if isinstance(value, str) and (_ISO.match(value) or _HTTP.match(value)):
+    if isinstance(value, str) and (ISO_TIME.match(value) or _HTTP.match(value)):
         try:
             at = parsedate_to_datetime(value) if _HTTP.match(value) else datetime.fromisoformat(value)
         except ValueError:
@@ -220,25 +217,25 @@ def not_refreshed(
         )
         return None
     late = [one for one in dated if one[2].earliest - one[0] > tolerance]
-    if len(late) < max(1, LATE_SHARE * len(dated)):
+    if len(late) < max(1, SOME * len(dated)):  # fewer may be clocks that were set
         return None
     ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
         notes.append(
             f"times in payloads of keys matching {expected.pattern} are {duration(median(ahead))} later than the "
-            f"deadlines allow, all by as much: another clock, or a time zone"
+            f"deadlines allow, all by the same amount: probably another clock or a time zone"
         )
         return None
     left = sorted(1 - each / ttl for each in ahead)
     renewed = sum(first + tolerance < begin for begin, first, _ in dated)
-    short = left[min(FEWEST_LATE, len(left)) - 1] < LEAST_LEFT
-    if renewed >= max(1, LATE_SHARE * len(dated)) and not short:
+    short = left[min(FEWEST, len(left)) - 1] < LEAST_LEFT
+    if renewed >= max(1, SOME * len(dated)) and not short:
         notes.append(
             f"renewal of keys matching {expected.pattern} is throttled: after its last write a session has at least "
             f"{left[0]:.0%} of its TTL left"
         )
         return None
-    if len(late) < min(FEWEST_LATE, len(dated)):
+    if len(late) < min(FEWEST, len(dated)):
         doubts.append(
             f"{len(late)} of {counted(len(dated), 'session')} matching {expected.pattern}, too few to judge, "
             f"{'states a write' if len(late) == 1 else 'state writes'} after which less than the TTL was left; "
@@ -258,7 +255,7 @@ def _late_finding(
     ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
     """
     # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
-    sure: Confidence = "proven" if len(times) >= FEWEST_LATE else "likely"
+    sure: Confidence = "proven" if len(times) >= FEWEST else "likely"
     confidence: Confidence = sure if short else "possible"
     ttl = expected.ttls_ms[0]
     given = ttl - median(ahead)
@@ -288,12 +285,12 @@ def _two_clocks(ahead: Sequence[float]) -> bool:
     if median(ahead) > ZONE_MS + SAME_MS:
         return False
     zones = sum(abs(each - round(each / QUARTER_HOUR_MS) * QUARTER_HOUR_MS) <= LATE_MS for each in ahead)
-    return zones >= ALIKE_SHARE * len(ahead) or _are_alike(ahead)
+    return zones >= NEARLY_ALL * len(ahead) or _are_alike(ahead)
 
 
 def _are_alike(times: Sequence[float]) -> bool:
     same = sum(abs(each - median(times)) <= SAME_MS for each in times)
-    return len(times) >= FEWEST_LATE and same >= ALIKE_SHARE * len(times)
+    return len(times) >= FEWEST and same >= NEARLY_ALL * len(times)
 
 
 def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding | None:
@@ -307,7 +304,7 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
         if one.facts.deadline_ms and one.first and one.first.at == one.first.earliest
     ]
     later = [each for each in dated if each > max(expected.jitter, DATED_BEFORE) * ttl]
-    if len(later) < max(min(FEWEST_LATE, len(dated)), LATE_SHARE * len(dated)) or not later or _two_clocks(later):
+    if len(later) < max(min(FEWEST, len(dated)), SOME * len(dated)) or not later or _two_clocks(later):
         return None
     return Finding.of(
         "ttl_too_long",
@@ -315,7 +312,7 @@ def prolonged(expected: Expectation, sessions: Sequence[DatedSession]) -> Findin
         keys=len(later),
         message=f"{counted(len(later), 'session')} matching {expected.pattern} expire up to {duration(max(later))} "
         f"after their absolute TTL of {duration(ttl)}: writes or reads renew it",
-        confidence="likely" if len(later) >= FEWEST_LATE else "possible",
+        confidence="likely" if len(later) >= FEWEST else "possible",
         observed_ms=round(ttl + median(later), -3),
         evidence=(
             f"the payloads of {len(later):,} of {counted(len(dated), 'session')} state a first time more than one TTL "
@@ -342,7 +339,7 @@ def trimmed(expected: Expectation, sessions: Sequence[DatedSession]) -> Finding 
     # Without shorter sessions nothing shows that messages here are as new as their write: it may be a copy of old data.
     usual = quantile(others, 1 - OTHERS_SHARE) if others else math.inf
     older = [gap for gap in full if gap > LATE_MS + max(0.0, usual)]
-    if len(older) < max(FEWEST_TRIMMED, TRIMMED_SHARE * len(full)) or _two_clocks(older):
+    if len(older) < max(FEWEST, TRIMMED_SHARE * len(full)) or _two_clocks(older):
         return None
     return Finding.of(
         "trimmed",

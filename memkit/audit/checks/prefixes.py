@@ -42,7 +42,7 @@ RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
-LIKE_READS = "without a TTL, a write of a session under a usual name looks like a read"
+LIKE_READS = "these sessions have no TTL, so a write under a usual name looks like a read"
 PAST = "a deadline in the past, by another clock, time zone or unit, or a TTL of 0 or less deletes a key at once"
 PLAIN_NAME = re.compile(rb"(?:[\w.-]+[:/|])*[\w.-]*")
 """Most names are of such words and separators; nothing is odd about them."""

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self
 from memkit import formats
 from memkit.audit.checks.known_stores import ValueReader
 from memkit.audit.checks.payload_times import times_in
+from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME
+from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import groups_of
 from memkit.audit.sampling import KeyFacts
@@ -33,10 +35,6 @@ PLAIN_ID_CHARS, FEWEST_PLAIN = 8, 5
 """Shorter ids (``en``, ``17``) may name anything: at least this many must exist as sessions, and no number counts."""
 LISTED_SHARE = 0.5
 """Bare ids are those of sessions if this share of the existing sessions is listed; a list of users has fewer."""
-AGREE_SHARE = 0.9
-"""The times in an index are understood if they agree with the deadlines of this share of the existing sessions."""
-LOST_SHARE, FEWEST_LOST = 0.05, 3
-"""Fewer sessions that no longer exist may have been deleted on purpose."""
 INDEX_SLACK_MS = 60_000
 """An index is written a moment before or after its session."""
 
@@ -247,7 +245,8 @@ def _judge(
         if begins is not None and entry.at_ms is not None:
             expires = entry.at_ms + begins + ttl * (1 - sessions.expected.jitter) - INDEX_SLACK_MS
             lost += [name] if expires > facts.seen_ms else []
-    if len(lost) >= max(min(FEWEST_LOST, len(existing)), LOST_SHARE * (len(existing) + len(lost))):
+    # Fewer may have been deleted on purpose.
+    if len(lost) >= max(min(FEWEST, len(existing)), SOME * (len(existing) + len(lost))):
         yield "dangling", lost, f"{counted(len(lost), 'missing session')}, with a time less than {duration(ttl)} ago"
     # An index that expires soon after its sessions is pruned by that.
     kept = [name for name in missing if not ttl or (left := found[name][0].left_ms) is None or left > 2 * ttl]
@@ -267,7 +266,7 @@ def _begins(expected: Expectation, existing: Sequence[tuple[float | None, KeyFac
         agree = sum(
             (abs(at - deadline) <= slack) if shift else (at <= deadline - ttl + slack) for at, deadline in timed
         )
-        if agree >= AGREE_SHARE * len(timed):
+        if agree >= NEARLY_ALL * len(timed):
             return shift
     return None
 

@@ -15,20 +15,18 @@ TOGETHER_MS = 2 * IDLE_GRAIN_MS
 """The difference of two values by idle clocks that are one value."""
 SURE_NATS = 10.0
 """The surprise, if there were reads only, that makes a peak: a chance of 1 in 20,000 that any window has as many."""
-
 WIDE_RATIO = 1.222
 """The widest jitter looked for: 10 % either way, from the shortest to the longest."""
 FEWEST = 3
 """Two values agree by chance."""
-
 AROUND = 3
 """A window is compared with the values before and after it, this many times its length."""
 HIGH = 4
 """A window holds this many times the values of the window above it, if one short TTL explains it."""
-
 STEP_RATIO, STEP_MS = 1.03, 500
 """The distances at which windows begin."""
 COMMON_SHARE = 0.2
+"""If this share of some keys agree, that is no coincidence."""
 NEARLY_AS_MANY = 0.95
 """From 40 keys of a TTL of 10 % jitter, 6 of 810 are more than 2 % off; by the fullest window 24 (simulated)."""
 
