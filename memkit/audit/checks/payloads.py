@@ -17,6 +17,7 @@ from memkit.audit.checks.mixed_ttl import mixed_ttl
 from memkit.audit.checks.payload_times import DatedSession, dated_session, not_refreshed, prolonged, trimmed, written_ms
 from memkit.audit.checks.session_indexes import index_findings
 from memkit.audit.checks.ttl_inference import NEARLY_ALL
+from memkit.audit.checks.ttl_peaks import UNLIKELY
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Member
 from memkit.audit.sampling import KeyFacts
@@ -29,10 +30,8 @@ from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_by
 from memkit.render import counted, utc_text, utc_time
 
 FEWEST_VALUES = 5_000
-ENCODING_CHANCE, LARGER_CHANCE = 0.01, 0.1
-"""An encoding began at a time if a random mixture would leave so many earlier keys without it less often than this. A
-larger chance is enough to explain bytes of no known encoding.
-"""
+LARGER_CHANCE = 0.1
+"""A larger chance than UNLIKELY is enough to explain bytes of no known encoding by a new encoding."""
 UNUSUAL = frozenset(("json string", "python repr"))
 """Encodings that readers of JSON refuse or take for text, whether they are new or not."""
 ENCODINGS = ("gzip", "zlib", "zstd", "lz4", "pickle", "msgpack", "base64", "prefix", "utf-16", ENCRYPTED, *UNUSUAL)
@@ -326,7 +325,7 @@ def _changes(
     expected: Expectation,
     payloads: Sequence[_Payload],
     *,
-    chance: float = ENCODING_CHANCE,
+    chance: float = UNLIKELY,
     unreadable: Container[str] = (),
 ) -> Iterator[tuple[str, list[_Payload], float | None]]:
     """Yield encodings that only keys from some time on have, or that are unusual; with these keys and the time in ms.

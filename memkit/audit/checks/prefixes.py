@@ -27,7 +27,7 @@ from memkit.audit.checks.ttl_inference import (
     lifetimes_of,
     rounded,
 )
-from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS
+from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS, UNLIKELY
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import WITH_JITTER, Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import MOST_WORDS, Group, alike, by_prefix, groups_of
@@ -38,7 +38,6 @@ from memkit.policy import ttl_text
 from memkit.readonly.values import to_bytes, to_name
 from memkit.render import counted, duration, printable
 
-RENAMED_CHANCE = 0.01
 SHOWN_PREFIXES = 20
 LEAST_ALIKE = 0.4
 """Less alike than a typo leaves it: names that are shown as the nearest may also be another plural or word."""
@@ -175,7 +174,7 @@ def _odd_finding(
     last = _last_written(expected, plain, context)
     # Names that were all written at one time replace none; two kinds of writers write in any order.
     replaced = first is not None and last is not None and last <= first + TOGETHER_MS and newest > last + TOGETHER_MS
-    replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / RENAMED_CHANCE)
+    replaced = replaced and (mistake or math.comb(len(plain) + len(odd), len(odd)) > 1 / UNLIKELY)
     began = not replaced and expected.ttl_ms is None and _began(accesses, plain)
     if not replaced and not mistake and not began:
         return None
@@ -211,7 +210,7 @@ def _began(accesses: Sequence[int], others: Sequence[KeyFacts]) -> bool:
     """Return whether accesses began at a time since which too few of the others had their last one for a chance."""
     last = [one.touched_ms for one in others if one.touched_ms is not None]
     since = sum(at >= min(accesses, default=0) for at in last)
-    return ((1 + since) / (1 + len(last))) ** len(accesses) < RENAMED_CHANCE
+    return ((1 + since) / (1 + len(last))) ** len(accesses) < UNLIKELY
 
 
 def _last_written(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext) -> int | None:
@@ -292,7 +291,7 @@ def moved(expected: Expectation, keys: Sequence[KeyFacts], context: AuditContext
         if alone and {one.kind for one in others} <= {one.kind for one in keys} and _began(times, keys):
             since = context.began_by(min(times))
             return _wrong_prefix(expected, prefix, others, context, "possible", since=since, fact=LIKE_READS)
-        if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < RENAMED_CHANCE):
+        if began_then and len(times) >= len(others) / 2 and (near or share ** len(times) < UNLIKELY):
             sure: Confidence = "likely" if stopped and near else "possible"
             name = prefix if near else commonprefix([to_name(one.key) for one in others])  # noqa: RUF071
             return _wrong_prefix(expected, name, others, context, sure, since=Since(last, "lower bound"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from memkit.audit.checks.ttl_inference import NEARLY_ALL, SOME, ttl_of
-from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, surprise
+from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, UNLIKELY, surprise
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.sampling import KeyFacts
@@ -37,8 +37,6 @@ PAUSES = 2
 """Of 20 sessions at random times, a pause before the start is twice the longest before with a chance of 0.3 %."""
 YOUNG_MS = 600_000
 """In the first ten minutes every session is a young one."""
-FLUSH_CHANCE = 0.01
-"""The chance that no session is older, if there was no flush. FLUSHDB is counted for all databases together."""
 FAILOVER = "; if this server was a replica then, the writes that had not reached it are lost"
 EXPIRED_TIMES = 3
 """Traffic is hardly ever more than three times that of another time: by day it is two to three times that by night."""
@@ -275,8 +273,9 @@ def _flushed(
     logged = [one for one in server.slow_commands if one.command in named and one.at_s * 1000 <= oldest]
     logged = [one for one in logged if one.at_s * 1000 > server.now_ms - ttl_ms]
     age, possible_age = server.now_ms - oldest, min(ttl_ms, server.now_ms - started)
+    # That no session is older although nothing was flushed: FLUSHDB is counted for all databases together.
     chance = min(age / possible_age, 1.0) ** dated if possible_age > 0 else 1.0
-    if not logged and (age >= NEARLY_ALL * possible_age or chance > FLUSH_CHANCE) and existing:
+    if not logged and (age >= NEARLY_ALL * possible_age or chance > UNLIKELY) and existing:
         return None
     names = " and ".join(map(str.upper, server.flushes))
     at = max((one.at_s * 1000 for one in logged), default=None)

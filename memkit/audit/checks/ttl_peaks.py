@@ -25,6 +25,8 @@ HIGH = 4
 """A window holds this many times the values of the window above it, if one short TTL explains it."""
 STEP_RATIO, STEP_MS = 1.03, 500
 """The distances at which windows begin."""
+UNLIKELY = 0.01
+"""What has a smaller chance if nothing has changed shows a change."""
 COMMON_SHARE = 0.2
 """If this share of some keys agree, that is no coincidence."""
 NEARLY_AS_MANY = 0.95
