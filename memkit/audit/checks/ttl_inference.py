@@ -229,7 +229,7 @@ def common_ttl(lifetimes: Sequence[KeyLifetime]) -> float | None:
     if peak is None:
         return None
     members = [one for one in lifetimes if peak.holds(one.given)]
-    return rounded(_ttl_of(members, peak)[0])
+    return rounded(_ttl_of_peak(members, peak)[0])
 
 
 class LifetimeAnalysis:
@@ -334,7 +334,7 @@ class LifetimeAnalysis:
         peak = longest(sorted(one.given for one in self.long))
         members = [one for one in self.long if peak.holds(one.given)]
         idle_known = self.history.idle_known
-        ttl, jitter = _ttl_of(members, peak) if idle_known else (max(one.given for one in members), 0.0)
+        ttl, jitter = _ttl_of_peak(members, peak) if idle_known else (max(one.given for one in members), 0.0)
         # One deadline for all, such as the end of a year, is no time of writing.
         first = min(min(one.deadline for one in members) - peak.low, *(one.accessed for one in members))
         # A key of the longer TTL that was read looks like one of the expected: only exact ones count, and of these
@@ -616,7 +616,7 @@ class LifetimeAnalysis:
 
     def _short_anomaly(self, suspects: Suspects, count: int, confidence: Confidence, reason: str) -> TtlAnomaly:
         peak, members, _ = suspects
-        ttl, jitter = _ttl_of(members, peak)
+        ttl, jitter = _ttl_of_peak(members, peak)
         since = self._when(suspects)
         first = round(_onset(suspects))
         # What has no more left than the short TTL may have been given it while a save hid the access.
@@ -721,7 +721,7 @@ def spread(values: Sequence[int]) -> float:
     return quantile(ordered, 1 - SOME) - quantile(ordered, SOME)
 
 
-def _ttl_of(members: Sequence[KeyLifetime], peak: TtlPeak) -> tuple[float, float]:
+def _ttl_of_peak(members: Sequence[KeyLifetime], peak: TtlPeak) -> tuple[float, float]:
     """Return the TTL behind a peak, in ms, and its jitter as a share (0: none)."""
     values = sorted(one.given for one in members)
     if not peak.wide:
