@@ -52,7 +52,8 @@ _DELETING_NAMES = """
 del unlink getdel delex expire pexpire expireat pexpireat getex migrate restore sort lpop rpop lmpop blpop brpop blmpop
 lmove blmove rpoplpush brpoplpush lrem ltrim srem spop smove hdel hgetdel zrem zpopmin zpopmax zmpop bzpopmin bzpopmax
 zremrangebyrank zremrangebyscore zremrangebylex sunionstore sinterstore sdiffstore zunionstore zinterstore zdiffstore
-zrangestore hexpire hpexpire hexpireat hpexpireat hsetex hgetex vrem json.del json.forget
+zrangestore geosearchstore georadius georadiusbymember bitop delifeq hexpire hpexpire hexpireat hpexpireat hsetex hgetex
+vrem json.del json.forget
 """
 _DELETING = frozenset(_DELETING_NAMES.split())
 _RENAMING = frozenset({"rename", "renamenx", "move"})

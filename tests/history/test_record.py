@@ -117,6 +117,25 @@ def test_each_end_is_named(server: RedisServer, client: redis.Redis, tmp_path: P
     assert (fate.ttl_s, fate.confidence, fate.at_is) == (300, "proven", "exact")
 
 
+@pytest.mark.parametrize(
+    ("made", "ended"),
+    [
+        ("SET chat:1 v", "DELIFEQ chat:1 v"),
+        ("SET chat:1 v", "BITOP AND chat:1 none none2"),
+        ("GEOADD chat:1 1 1 m", "GEOSEARCHSTORE chat:1 none FROMLONLAT 1 1 BYRADIUS 1 km"),
+        ("GEOADD chat:1 1 1 m", "GEORADIUS none 1 1 1 km STORE chat:1"),
+    ],
+)
+def test_command_that_left_nothing_deleted_the_key(made: str, ended: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    with start("valkey-9") as server, server.client() as client:
+        client.execute_command(*made.split())
+        with recording(server, path, b"chat:"):
+            client.execute_command(*ended.split())
+            recorded(path, has(b"chat:1", "deleted"))
+    assert cause(path, "1") == "deleted"
+
+
 def test_flush_of_this_database_and_of_another(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     client.set("chat:1", CANARY, ex=WEEK_S)
