@@ -85,13 +85,15 @@ DATED = [
 
 
 def written_twice(server: RedisServer, write: Writer, *, renew: int = 0) -> None:
-    """Write sessions five days ago with a TTL of a week, and again now, which renews the first ``renew``."""
+    """Write sessions about five days ago with a TTL of a week, and again now, which renews the first ``renew``."""
     now = server.clock.now()
     with server.client() as client:
         server.clock.move_to(now - timedelta(days=5))
         client.set("untouched-since", "x")  # the server is not as young as its uptime
         for n in range(SESSIONS):
-            write(client, f"chat:{n}", now - timedelta(days=5))
+            at = now - timedelta(days=5, hours=-n)  # the same TTL of all would look like the one that each write gives
+            server.clock.move_to(at)
+            write(client, f"chat:{n}", at)
             client.expire(f"chat:{n}", WEEK_S)
         server.clock.move_to(now)
         for n in range(SESSIONS):
