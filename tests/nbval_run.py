@@ -132,7 +132,7 @@ class ForkedKernel(subprocess.Popen[bytes]):
     def launch(self, command: list[str], *, env: dict[str, str], cwd: str, **_: Any) -> ForkedKernel:
         """Do what jupyter_client's launch_kernel does."""
         with os.fdopen(self._sending, "w") as request:
-            json.dump([command, env | {"JPY_PARENT_PID": str(os.getpid())}, str(cwd)], request)
+            json.dump([command, env, str(cwd)], request)
         return self
 
 
@@ -145,7 +145,9 @@ def _be_a_kernel(command: list[str], environment: dict[str, str], folder: str) -
     for fd in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
     atexit._clear()
-    launch_new_instance(command[command.index("ipykernel_launcher") + 1 :])
+    # With its parent it ends, too. The import has read JPY_PARENT_PID, which was not set then.
+    parent = f"--IPKernelApp.parent_handle={os.getppid()}"
+    launch_new_instance([*command[command.index("ipykernel_launcher") + 1 :], parent])
     atexit._run_exitfuncs()
 
 

@@ -6,13 +6,18 @@ notebook each. All run in one process, except the cell that hangs: its time limi
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbval_run import run_nbval
+from processes import alive, linux
+from waiting import nothing, wait_for
 
 LOAD = "%load_ext memkit"
 PASSES = "%%ipytest\ndef test_passes():\n    pass"
@@ -116,3 +121,15 @@ def test_a_cell_that_hangs_fails_the_run(tmp_path: Path) -> None:
     run = run_nbval(write([cell], tmp_path / "faulty.ipynb"), cell_timeout_s=4)
     assert run.returncode != 0, run.stdout
     assert "Timeout of 4 seconds exceeded" in run.stdout
+
+
+@linux
+def test_a_killed_run_leaves_no_kernel(tmp_path: Path) -> None:
+    cell = "import os, pathlib, time\npathlib.Path('pids').write_text(f'{os.getpid()} {os.getppid()}')\ntime.sleep(600)"
+    path, pids = write([nbformat.v4.new_code_cell(cell)], tmp_path / "busy.ipynb"), tmp_path / "pids"
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(run_nbval, path)
+        kernel, runner = map(int, wait_for("a busy kernel", lambda: pids.exists() and pids.read_text()).split())
+        os.kill(runner, signal.SIGKILL)
+        assert run.result().returncode == -signal.SIGKILL
+    wait_for("the end of the kernel", lambda: alive(kernel), nothing)
