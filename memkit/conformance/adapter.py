@@ -1,5 +1,7 @@
 """The adapter protocol: a factory with ``open`` and a handle with four methods, loaded and checked."""
 
+from __future__ import annotations  # errors show the signatures of the protocol as they are written
+
 import inspect
 import pkgutil
 import sys

@@ -77,16 +77,15 @@ class LogClock:
             ttls = each_ttls[number]
             surely_ms = min(surely_ms, deadline_ms)
             latest_ms, found = min(surely_ms, dated_ms), 0
+            gap_ms = (last_ms - first_ms) / (undated - 1) if undated > 1 else ends_ms
+            shorter_ttl_ms = max(TIMES_THE_GAP * gap_ms, last_ms - ends_ms)
             for ttl in ttls:
                 at, dense_ms, close_ms = deadline_ms - ttl, ttl * DENSE_WITHIN, ttl * JITTER
-                gap_ms = (last_ms - first_ms) / (undated - 1) if undated > 1 else ends_ms
-                shorter_ms = max(TIMES_THE_GAP * gap_ms, last_ms - ends_ms)
-                is_shown = (
-                    ends_ms - at <= dense_ms
-                    or dated_ms - at <= close_ms * (dated_ms < ends_ms)
-                    or shorter_ms <= surely_ms - at <= close_ms
-                )
-                if is_shown and (self.begins_ms or at) - dense_ms <= at <= latest_ms + dense_ms:
+                before_the_end = ends_ms - at <= dense_ms
+                before_a_dated_write = dated_ms < ends_ms and dated_ms - at <= close_ms
+                before_shorter_ttls = shorter_ttl_ms <= surely_ms - at <= close_ms
+                in_order = (self.begins_ms or at) - dense_ms <= at <= latest_ms + dense_ms
+                if in_order and (before_the_end or before_a_dated_write or before_shorter_ttls):
                     latest_ms, dated_ms, found = max(latest_ms, at), min(dated_ms, at), ttl
             if ttls and not found and latest_ms + max(ttls) * DENSE_WITHIN < deadline_ms - max(ttls) <= ends_ms:
                 return self._look_back([()] * len(each_ttls))
