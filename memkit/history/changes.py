@@ -30,7 +30,7 @@ _PREFIX = re.compile(rb"[^:/|.#]*[:/|.#]")
 
 @dataclass(frozen=True, slots=True)
 class TtlChange:
-    """From when on the keys under a prefix got another TTL; of a TTL that is not known, the most that it can be."""
+    """From when on the keys under a prefix got another TTL; of one that is not known, the shortest and longest."""
 
     prefix: str
     from_ttl_ms: int | None
@@ -38,17 +38,17 @@ class TtlChange:
     at: Moment
     last_before: Moment
     exact: bool = False
-    from_at_most_ms: int | None = None
-    to_at_most_ms: int | None = None
+    from_range_ms: TtlRange | None = None
+    to_range_ms: TtlRange | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the change as ``history --json`` shows it."""
         return {
             "prefix": self.prefix,
             "from_ttl_s": plain_seconds(self.from_ttl_ms),
-            "from_ttl_at_most_s": plain_seconds(self.from_at_most_ms),
+            "from_ttl_between_s": _between_s(self.from_range_ms),
             "to_ttl_s": plain_seconds(self.to_ttl_ms),
-            "to_ttl_at_most_s": plain_seconds(self.to_at_most_ms),
+            "to_ttl_between_s": _between_s(self.to_range_ms),
             "at": time_text(time_of(self.at.earliest_ms if self.exact else self.at.latest_ms)),
             "at_is": "exact" if self.exact else "between",
             "not_before": None if self.exact else time_text(time_of(self.last_before.earliest_ms)),
@@ -58,7 +58,7 @@ class TtlChange:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
         prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
-        ttls = ttl_text(self.from_ttl_ms, self.from_at_most_ms), ttl_text(self.to_ttl_ms, self.to_at_most_ms)
+        ttls = ttl_text(self.from_ttl_ms, self.from_range_ms), ttl_text(self.to_ttl_ms, self.to_range_ms)
         return f"{prefix}  {' → '.join(ttls)} {when}"
 
 
@@ -108,16 +108,16 @@ class _Given:
             runs = runs[:2] if runs[0].count > MOST_CHANGES and not self.returns else []
         elif self.returns >= FEWEST_RETURNS and min(run.count for run in runs[1:-1]) < MOST_CHANGES:
             runs = []
-        ttls = [(known_ttl(run.range_ms), run.range_ms[1]) for run in runs]
-        most = [None if ttl is not None else longest for ttl, longest in ttls]
+        ttls = [known_ttl(run.range_ms) for run in runs]
+        ranges_ms = [run.range_ms if ttl is None else None for run, ttl in zip(runs, ttls, strict=True)]
         return [
             TtlChange(
-                *(prefix, ttls[n][0], ttls[n + 1][0], after.began, before.last),
-                from_at_most_ms=most[n],
-                to_at_most_ms=most[n + 1],
+                *(prefix, ttls[n], ttls[n + 1], after.began, before.last),
+                from_range_ms=ranges_ms[n],
+                to_range_ms=ranges_ms[n + 1],
             )
             for n, (before, after) in enumerate(pairwise(runs))
-            if ttls[n][0] is not None or ttls[n + 1][0] is not None
+            if ttls[n] is not None or ttls[n + 1] is not None
         ]
 
 
@@ -181,9 +181,16 @@ def known_ttl(range_ms: TtlRange | None) -> int | None:
     return None
 
 
-def ttl_text(ttl_ms: int | None, at_most_ms: int | None) -> str:
-    """Return a TTL as text; of one that is not known, the most that it can be, in whole seconds."""
-    return f"at most {duration(-(-(at_most_ms or 0) // 1_000) * 1_000)}" if ttl_ms is None else duration(ttl_ms)
+def ttl_text(ttl_ms: int | None, range_ms: TtlRange | None) -> str:
+    """Return a TTL as text; of one that is not known, what it is at least and at most, in whole seconds."""
+    if ttl_ms is not None or range_ms is None:
+        return duration(ttl_ms)
+    least, most = round(max(range_ms[0], 0) / 1_000) * 1_000, duration(-(-range_ms[1] // 1_000) * 1_000)
+    return f"{duration(least)} to {most}" if least else f"at most {most}"
+
+
+def _between_s(range_ms: TtlRange | None) -> list[float | int | None] | None:
+    return None if range_ms is None else [plain_seconds(max(ms, 0)) for ms in range_ms]
 
 
 def _shape_of(key: bytes) -> Shape:

@@ -161,7 +161,8 @@ def faults_of_changes(world: World, found: History) -> Iterator[str]:
     every = sorted((write for truth in world.writes.values() for write in truth), key=lambda write: write.earliest_ms)
     for change in found.changes:
         to = [one for one in every if close(change.to_ttl_ms or one.ttl_ms, one.ttl_ms)]
-        to = [one for one in to if one.ttl_ms <= (change.to_at_most_ms or one.ttl_ms) + SAME_MS]
+        least, most = change.to_range_ms or (0, world.ended_ms)
+        to = [one for one in to if least - SAME_MS <= one.ttl_ms <= most + SAME_MS]
         if change.from_ttl_ms is not None and not any(close(change.from_ttl_ms, one.ttl_ms) for one in every):
             yield f"no TTL of {change.from_ttl_ms} ms was given: {change}"
         begin, end = change.last_before.earliest_ms or 0, change.at.latest_ms or 0
