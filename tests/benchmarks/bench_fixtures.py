@@ -9,6 +9,7 @@ test takes.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def run_s(python: str, folder: Path, fixtures: str, body: str, tests: int) -> fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, metavar="PYTHON", help="a Python with pytest-redis installed")
+    parser.add_argument(
+        "--peer", required=True, type=os.path.abspath, metavar="PYTHON", help="a Python with pytest-redis installed"
+    )
     options = parser.parse_args()
     uses = {name: (sys.executable, body) for name, body in USES.items()}
     uses |= {name: (options.peer, body) for name, body in PEER.items()}
