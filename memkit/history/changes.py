@@ -58,7 +58,7 @@ class TtlChange:
         at = self.to_dict()["at"]
         when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
         prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
-        ttls = ttl_text(self.from_ttl_ms, self.from_range_ms), ttl_text(self.to_ttl_ms, self.to_range_ms)
+        ttls = bounded_ttl(self.from_ttl_ms, self.from_range_ms), bounded_ttl(self.to_ttl_ms, self.to_range_ms)
         return f"{prefix}  {' → '.join(ttls)} {when}"
 
 
@@ -181,7 +181,7 @@ def known_ttl(range_ms: TtlRange | None) -> int | None:
     return None
 
 
-def ttl_text(ttl_ms: int | None, range_ms: TtlRange | None) -> str:
+def bounded_ttl(ttl_ms: int | None, range_ms: TtlRange | None) -> str:
     """Return a TTL as text; of one that is not known, what it is at least and at most, in whole seconds."""
     if ttl_ms is not None or range_ms is None:
         return duration(ttl_ms)

@@ -19,11 +19,11 @@ from memkit.history.aof import AofFiles, find_aof, read_commands, shortened
 from memkit.history.changes import (
     TtlChange,
     TtlChanges,
+    bounded_ttl,
     plain_seconds,
     prefix_of,
     time_of,
     time_text,
-    ttl_text,
 )
 from memkit.history.commands import execute
 from memkit.history.fate import ENDS, Fate, fate_of
@@ -522,7 +522,7 @@ def _event_line(event: KeyEvent) -> str:
     elif not event.moment.is_exact and latest not in (None, at):
         at = f"{at} to {latest}"
     name = " or ".join(event.possible) if len(event.possible) > 1 else event.name
-    given = ttl_text(event.ttl_ms, event.ttl_range_ms) if event.ttl_range_ms else ""
+    given = bounded_ttl(event.ttl_ms, event.ttl_range_ms) if event.ttl_range_ms else ""
     ttl = f", TTL {given}" if given else ""
     if name == "renewed":  # the deadline changed, perhaps to an earlier one
         name, ttl = f"TTL set to {given}" if given else "deadline changed", ""

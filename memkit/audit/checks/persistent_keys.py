@@ -24,7 +24,7 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     groups = [group for group in groups if any(one.deadline_ms is None for one in group.keys)]
     keys = [one for group in groups for one in group.keys if one.deadline_ms is None]
     volatile = [one for group in groups for one in group.keys if one.deadline_ms is not None]
-    if len(keys) <= SIZED_KEYS and usual_bytes(volatile, context):
+    if 0 < len(keys) <= SIZED_KEYS and usual_bytes(volatile, context):
         # Beside sessions that are texts, an integer is a counter.
         sizes = context.value_bytes([one.key for one in keys])
         keys = [one for one in keys if sizes.get(one.key) != 0]
