@@ -68,7 +68,7 @@ def _vanished_finding(
     deleters = [one.name for server in servers for one in server.clients if one.last_command in DELETES]
     on_replica = any(server.is_replica for server in servers)
     evicted = "a replica does not count what its primary evicts" if on_replica else "evicted_keys did not change"
-    # An audit takes seconds; users whose sessions last ten minutes end a twentieth of them in half a minute.
+    # In the seconds of an audit fewer are usual: a twentieth of all ten-minute sessions is ended in half a minute.
     many = len(vanished) >= max(FEWEST, SOME * looked)
     return Finding.of(
         "deleted",
