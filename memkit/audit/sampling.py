@@ -35,6 +35,8 @@ ENOUGH_KEYS = 26_500
 """Bounds every share of the keyspace to 1 % at 99 % confidence, at any size (Dvoretzky-Kiefer-Wolfowitz)."""
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
+SURPLUS_DEVIATIONS = 4
+"""So many standard deviations more than are kept are picked of a stream of known length: fewer by chance 0.00003."""
 ENOUGH_OF_A_PATTERN = 3_000
 READ_ALL_UP_TO = 1.2
 """A keyspace with up to this many times enough keys is read whole."""
@@ -140,23 +142,33 @@ class Reservoir:
     """A uniform sample of a stream of unknown length (Li's algorithm L, which draws how many keys to skip).
 
     It picks positions in the stream before the keys there are read, so that only these are asked for all their facts.
+
+    Args:
+        capacity: How many keys are kept at most.
+        dice: The source of randomness.
+        length: How long the stream probably is. Few more keys than ``capacity`` are then picked of it; otherwise keys
+            of its beginning are picked too that others replace later.
     """
 
-    def __init__(self, capacity: int, dice: random.Random) -> None:
+    def __init__(self, capacity: int, dice: random.Random, *, length: int = 0) -> None:
         self.capacity, self._dice = max(capacity, 1), dice
         self._kept: list[KeyFacts | None] = []
-        self.offered = 0
-        self._weight = 1.0
-        self._next = self.capacity - 1
+        self.offered = self._picked = 0
+        surplus = SURPLUS_DEVIATIONS * math.sqrt(self.capacity)
+        self.chance = min(1.0, (self.capacity + surplus) / max(length, 1))
+        self._next = -1
         self._skip()
 
     def picks(self, count: int) -> list[int]:
         """Return which of the next ``count`` keys of the stream are to be put."""
         first = self.offered
         self.offered += count
-        picked = list(range(min(count, max(self.capacity - first, 0))))
+        picked = []
         while self._next < self.offered:
             picked.append(self._next - first)
+            self._picked += 1
+            if self._picked >= self.capacity:
+                self.chance *= math.exp(math.log(self._dice.random() or 1e-12) / self.capacity)
             self._skip()
         return picked
 
@@ -172,8 +184,9 @@ class Reservoir:
         return [facts for facts in self._kept if facts]
 
     def _skip(self) -> None:
-        self._weight *= math.exp(math.log(self._dice.random() or 1e-12) / self.capacity)
-        self._next += int(math.log(self._dice.random() or 1e-12) / math.log1p(-self._weight)) + 1
+        """Draw the next position: each key is picked with the same chance."""
+        skipped = math.log(self._dice.random() or 1e-12) / math.log1p(-self.chance) if self.chance < 1 else 0
+        self._next += int(skipped) + 1
 
 
 class ServerKeys:
@@ -210,7 +223,7 @@ class ServerKeys:
     def all(self, sample: Sample, *, capacity: int, unique: bool) -> Walk:
         """Scan every key, and read the facts of a fair part of them; ``unique``: skip keys that SCAN repeats."""
         self._known = set() if unique else None
-        with self._reservoir(sample, capacity) as reservoir:
+        with self._reservoir(sample, capacity, length=sample.of + WRITTEN_MEANWHILE) as reservoir:
             yield from self._scan(sample, reservoir, 0, 2 * (sample.of + MOST_WRITTEN))
         sample.complete = not sample.stopped
 
@@ -268,9 +281,9 @@ class ServerKeys:
                 yield len(batch)
 
     @contextmanager
-    def _reservoir(self, sample: Sample, capacity: int) -> Iterator[Reservoir]:
+    def _reservoir(self, sample: Sample, capacity: int, *, length: int = 0) -> Iterator[Reservoir]:
         """Keep what was read so far even if reading ends early."""
-        reservoir = Reservoir(capacity, self._dice)
+        reservoir = Reservoir(capacity, self._dice, length=length)
         try:
             yield reservoir
         finally:
@@ -301,11 +314,10 @@ class ServerKeys:
     def _send(self, keys: Sequence[bytes], reservoir: Reservoir, cursor: int = 0) -> _Request:
         """Ask for the next page of the scan if there is one, the facts of the keys to keep, the time before and after.
 
-        SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in six is
+        SCAN returns only keys that exist, so that nothing is asked about the others: of a million keys, one in 25 is
         drawn, and fewer of more.
         """
-        # So many keys of the stream there are now for each that is drawn.
-        larger = min(max(reservoir.offered / reservoir.capacity, 1.0), LARGER_PAGES)
+        larger = min(1 / reservoir.chance, LARGER_PAGES)
         page = [_scan_command(cursor, min(int(self._pace.batch * larger), MOST_OF_A_PAGE))] if cursor else []
         commands = KeyCommands([keys[at] for at in reservoir.picks(len(keys))], self._columns)
         now = [command("TIME")]

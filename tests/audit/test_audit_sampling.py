@@ -12,7 +12,7 @@ from servers import NO_FSYNC, every_server, start
 from waiting import wait_for
 
 from memkit.audit import audit
-from memkit.audit.sampling import KeyFacts, Sample, Sampler, ServerKeys
+from memkit.audit.sampling import KeyFacts, Reservoir, Sample, Sampler, ServerKeys
 from memkit.readonly.connection import ReadOnlyConnection
 from memkit.readonly.pace import Pace
 from memkit.server import RedisServer
@@ -261,3 +261,27 @@ def test_a_pattern_read_in_part_is_scaled_by_its_share() -> None:
     # 10 of 100 fair ones: 1,000 keys match, and 110 of these were looked at.
     assert sample.scales["chat:"] == pytest.approx(1_000 / 110)
     assert sample.error_bound == Sample("scan", 10_000, list(facts)).error_bound
+
+
+@pytest.mark.parametrize("length", [2_000, 20_000, 200_000])
+def test_full_pass_is_fair_if_dbsize_is_wrong(length: int) -> None:
+    """Of 20,000 keys, 200 are kept: more keys are asked about only if DBSIZE was too low, fewer kept if too high."""
+    positions: list[int] = []
+    picked = 0
+    for seed in range(100):
+        reservoir = Reservoir(200, random.Random(seed), length=length)
+        for first in range(0, 20_000, 500):
+            for at in reservoir.picks(500):
+                reservoir.put(KeyFacts(b"%d" % (first + at), "string", None, None, 0, None))
+                picked += 1
+        kept = [int(one.key) for one in reservoir.kept()]
+        assert len(set(kept)) == len(kept)
+        positions += kept
+    # A tenth of 256 is 26, give or take 5 a pass.
+    assert len(positions) / 100 == pytest.approx(200 if length <= 20_000 else 25.6, rel=0.06)
+    if length == 20_000:
+        assert 200 < picked / 100 < 260
+    mean, error = sum(positions) / len(positions), 20_000 / (12 * len(positions)) ** 0.5
+    assert mean == pytest.approx(10_000, abs=4 * error)
+    halves = sum(at < 10_000 for at in positions) / len(positions)
+    assert halves == pytest.approx(0.5, abs=2 / len(positions) ** 0.5)

@@ -693,6 +693,8 @@ def have_stopped(times: Sequence[int], pause_ms: float) -> bool:
 
 def ttl_of(key: KeyFacts, expected: Expectation) -> int | None:
     """Return the shortest expected TTL that leaves a key what it had left at its last access; None for never."""
+    if not expected.other_ttls_ms:
+        return expected.ttl_ms
     left, most = key.ttl_at_last_access_ms or 0, 1 + expected.tolerance
     return next((ttl for ttl in expected.other_ttls_ms if left <= most * ttl + TOGETHER_MS), expected.ttl_ms)
 
