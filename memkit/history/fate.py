@@ -91,7 +91,7 @@ def fate_of(
 
 def _how_renamed(event: KeyEvent) -> str:
     if event.target is None:
-        return "renamed"
+        return "renamed, or moved to another database or server"
     if event.target == event.key:
         return f"moved to another database by {event.command}"
     return f"renamed to {printable(event.target.decode('utf-8', 'replace'))}"
@@ -155,6 +155,8 @@ def _fate_of_deleted(name: str, last: KeyEvent, known: Mapping[str, Any], *, was
     by = f" by {last.command}" if last.command else ""
     tail = _when(moment) + ("" if deadline is None else f"; its deadline was {utc_text(time_of(deadline))}")
     if len(possible) > 1:
+        is_by_slot = "renamed" in possible and last.command in ("DEL", "UNLINK")
+        tail += f"; {last.command} also removes the keys of a slot that moves to another server" if is_by_slot else ""
         return _fate(possible, f"{name} was removed{by}{tail}", known, moment=moment)
     (cause,) = possible
     what = {"expired": "expired with its last field", "flushed": "was deleted"}.get(cause, f"was {cause}")

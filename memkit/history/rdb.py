@@ -64,7 +64,7 @@ _PARTS: dict[int, _Parts] = {
     21: ((_S, _S), *(_N,) * 8, (_S, _N, _N, _N, _PENDING, (_S, 16, (16,)))),
     _FREQUENCY: (1,),
     _RESIZE_DB: (_N, _N),
-    _AUX: (_S, _S),
+    _AUX: (_S,),  # after the name
     _FUNCTION2: (_S,),
     _SLOT_INFO: (_N, _N, _N),
     _MODULE_AUX: (_N, _N, _N, _MODULE_DATA),  # the module's id, the opcode and the value of "when"
@@ -159,6 +159,10 @@ class RdbReader:
     Args:
         path: The file. It is only read.
 
+    Attributes:
+        keys_read: How many keys have been read.
+        is_of_a_cluster: A server of a cluster wrote the keys that have been read (known from Redis 7.4, Valkey 8).
+
     Raises:
         SourceError: The file is not an RDB file, or its version is unknown.
     """
@@ -169,7 +173,7 @@ class RdbReader:
         self._size = os.fstat(self._file.fileno()).st_size
         self._checksum = anycrc.Model("CRC64-REDIS")
         self._buffer, self._at, self._before, self._crc = b"", 0, 0, 0
-        self.keys_read = 0
+        self.keys_read, self.is_of_a_cluster = 0, False
         try:
             self.header = self._read_header()
         except BaseException:
@@ -220,6 +224,8 @@ class RdbReader:
                 self._verify()
                 return
             else:
+                name = self._string(MAX_AUX_BYTES) if opcode == _AUX else b""  # Valkey names the slots in a field
+                self.is_of_a_cluster = self.is_of_a_cluster or opcode == _SLOT_INFO or name == b"slot-info"
                 self._pass_over_rest(opcode)
 
     def _read_header(self) -> RdbHeader:

@@ -22,7 +22,7 @@ from memkit.history.recording import Recording
 from memkit.history.replication import CommandStream
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like, possible_ends
 from memkit.history.tracking import Tracker
-from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, refused
+from memkit.readonly.connection import KeyCommands, ReadOnlyConnection, info_fields, is_in_cluster, redirected, refused
 from memkit.readonly.values import to_name
 from memkit.render import counted, duration
 
@@ -49,14 +49,14 @@ _BY_THE_PRIMARY = frozenset({"del", "unlink"})
 """A primary sends these to its replicas for keys that expired or were evicted, too."""
 # Commands after which a key may no longer exist, by what became of it; scripts count as the commands that they call.
 _DELETING_NAMES = """
-del unlink getdel delex expire pexpire expireat pexpireat getex migrate restore sort lpop rpop lmpop blpop brpop blmpop
+del unlink getdel delex expire pexpire expireat pexpireat getex restore sort lpop rpop lmpop blpop brpop blmpop
 lmove blmove rpoplpush brpoplpush lrem ltrim srem spop smove hdel hgetdel zrem zpopmin zpopmax zmpop bzpopmin bzpopmax
 zremrangebyrank zremrangebyscore zremrangebylex sunionstore sinterstore sdiffstore zunionstore zinterstore zdiffstore
 zrangestore geosearchstore georadius georadiusbymember bitop delifeq hexpire hpexpire hexpireat hpexpireat hsetex hgetex
 vrem json.del json.forget
 """
 _DELETING = frozenset(_DELETING_NAMES.split())
-_RENAMING = frozenset({"rename", "renamenx", "move"})
+_RENAMING = frozenset({"rename", "renamenx", "move", "migrate"})
 _KEEPING_DEADLINE = frozenset({"rename", "renamenx", "move", "copy", "restore"})
 """A key that gets its deadline from another one: the time until then is not the TTL that was given."""
 A_RENAME = "a rename"
@@ -107,12 +107,17 @@ class _WatchedServer:
         self._prefixes = tuple(prefixes)
         self.pushed: Tracker | CommandStream
         self._connection = ReadOnlyConnection(client, name=url, keep_idle_times=False)
+        self.moved: set[bytes] = set()
+        """Keys that another server of the cluster has, or may have: their slot moves."""
         try:
+            self.is_in_cluster = is_in_cluster(self._connection)
             reply = self._connection.ask("PEXPIRETIME", self._prefixes[0] + b"0")  # %R~* does not match an empty name
             if refused(reply) and "unknown command" in str(reply):
                 raise ServerError(f"{url}: a recording needs PEXPIRETIME (Redis 7.0 or newer, or Valkey)")
-            if refused(reply):
+            if refused(reply) and not redirected(reply):
                 raise reply
+            if self.is_in_cluster:
+                self._connection.ask("READONLY")  # a replica answers for its primary's keys
             if replication:
                 self.pushed = CommandStream(client, name=url, primary=replication == "primary")
             else:
@@ -156,14 +161,17 @@ class _WatchedServer:
         return name.startswith(self._prefixes)
 
     def states(self, names: Sequence[bytes]) -> list[tuple[bytes, KeyState | None]]:
-        """Return each key's deadline as its state; None for a key that does not exist."""
+        """Return each key's deadline as its state; None for a key that does not exist on this server."""
         found: list[tuple[bytes, KeyState | None]] = []
         for batch in chunks(names, BATCH_KEYS):
             replies = self._connection.send(KeyCommands(batch, ["pexpiretime"])).take()
-            for reply in filter(refused, replies):
-                raise reply
-            for name, deadline in zip(batch, replies, strict=True):
-                found.append((name, None if deadline == -2 else KeyState(None if deadline == -1 else deadline)))
+            for name, reply in zip(batch, replies, strict=True):
+                if redirected(reply):
+                    self.moved.add(name)
+                elif refused(reply):
+                    raise reply
+                is_absent = reply == -2 or redirected(reply)
+                found.append((name, None if is_absent else KeyState(None if reply == -1 else reply)))
         return found
 
     def scan(self) -> Iterator[list[bytes]]:
@@ -229,7 +237,7 @@ def acl_rule(prefixes: Sequence[bytes] = (), *, replication: bool = False) -> st
     """
     keys = " ".join(f"%R~{to_name(prefix)}*" for prefix in prefixes or (b"",))
     source = "+psync +replconf" if replication else "&__keyevent@* +hello +client|tracking +subscribe"
-    commands = f"{source} +ping +time +info +scan +pexpiretime"
+    commands = f"{source} +ping +time +info +scan +pexpiretime +readonly"
     return f"ACL SETUSER memkit-record on >PASSWORD resetchannels -@all {keys} {commands}"
 
 
@@ -284,7 +292,12 @@ class _Recorder:
         self._file.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
         watches = self._server.watches
         # The keys of other databases are not recorded.
-        self._states = KeyStates(server=log, wanted=watches, keys_of=lambda db: self._present if db == self._db else {})
+        self._states = KeyStates(
+            server=log,
+            wanted=watches,
+            keys_of=lambda db: self._present if db == self._db else {},
+            may_have_moved=lambda key: key in self._server.moved,
+        )
         try:
             self._find_new()
         except redis.RedisError as error:
@@ -370,6 +383,9 @@ class _Recorder:
         commands = commands[: names.index("SWAPDB")] if is_swapped else commands
         unsure: dict[bytes, str] = {}
         events: list[KeyEvent] = []
+        if self._server.is_in_cluster:  # find out which of the deleted keys were moved
+            deleted = [effect.key for one in commands for effect in one.effects if effect.action == "delete"]
+            self._server.states([key for key in deleted if self._server.watches(key)])
         for event, name, action in self._changes(commands, moment):
             events.append(event)
             unsure |= {event.key: name} if action in _LOOK_AFTER else {}
@@ -386,6 +402,7 @@ class _Recorder:
             self._file.add(_dated(event._replace(possible=()) if is_write else event, moment))
         for key, now in states:
             self._correct(key, now, moment, command=unsure[key])
+        self._server.moved.clear()
         if is_swapped:
             self._looked_ms = moment.earliest_ms or 0
             raise redis.ConnectionError("SWAPDB exchanged two databases")
@@ -399,7 +416,9 @@ class _Recorder:
         lost_ttl = now is not None and now.deadline_ms is None and before.deadline_ms is not None
         if now is None or (lost_ttl and command != A_RENAME):
             fields_expired = command == "HDEL" and self._fields_expire
-            self._add_end(key, before, moment, *(_LAST_FIELD if fields_expired else ("deleted",)), command=command)
+            possible: tuple[EventName, ...] = _LAST_FIELD if fields_expired else ("deleted",)
+            possible += ("renamed",) if key in self._server.moved else ()
+            self._add_end(key, before, moment, *possible, command=command)
         if now is not None:  # created anew, or renamed from a key that was not recorded
             self._present[key] = now
             name: EventName = "overwritten" if lost_ttl and command == A_RENAME else "written"
@@ -451,6 +470,7 @@ class _Recorder:
             raise redis.ConnectionError("SWAPDB exchanged two databases")  # no names of keys are sent
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
+        moved, self._server.moved = self._server.moved, set()
         if called & _KEEPING_DEADLINE:
             self._file.remove_ttls(self._odd_ttls)
         self._odd_ttls.clear()
@@ -471,7 +491,7 @@ class _Recorder:
                 possible: list[EventName] = ["deleted"] if called & _DELETING else []
                 by_primary = self._is_replica and bool(called & _BY_THE_PRIMARY)
                 possible += ["evicted"] if now.evicted > before.evicted or by_primary else []
-                possible += ["renamed"] if called & _RENAMING else []
+                possible += ["renamed"] if called & _RENAMING or name in moved else []
                 possible += ["flushed"] if called & _FLUSHING else []
                 possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
                 if not possible:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import hiredis
 import redis
+from redis.crc import key_slot
 
 from memkit.connect import connect, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Executed, execute
 from memkit.history.states import logs_like
 from memkit.history.tracking import Subscription
-from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, refused
+from memkit.readonly.connection import ReadOnlyConnection, Reply, command, info_fields, is_in_cluster, refused
 
 LEAST_MARGIN_BYTES = 1 << 16
 MARGIN = 0.1
@@ -50,13 +51,19 @@ class Backlog:
 class BacklogCommands:
     """The commands of a backlog, oldest first, and the server's clock when it was read.
 
-    ``db`` is the URL's database: the stream names a database only when it changes.
+    ``db`` is the URL's database: the stream names a database only when it changes. ``slots`` are the slots of a
+    cluster that are on this server and do not move; None if it is not of a cluster.
     """
 
     server: str
     db: int
     commands: tuple[tuple[bytes, ...], ...]
     read_at_ms: int
+    slots: frozenset[int] | None = None
+
+    def may_have_moved(self, key: bytes) -> bool:
+        """Return whether a key's slot is on another server of the cluster, or moves."""
+        return self.slots is not None and key_slot(key) not in self.slots
 
 
 def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
@@ -78,12 +85,12 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
         connection = ReadOnlyConnection(client, name=shown, keep_idle_times=False)
     try:
         backlog = _backlog(connection, primary=primary)
-        info = info_fields(_reply(connection, "INFO", "server"))
+        info, slots = info_fields(_reply(connection, "INFO", "server")), _slots(connection)
         connection.reader.feed(_from_first_command(connection, backlog))
         replies = iter(connection.reader.gets, False)
         commands = tuple(tuple(one) for one in replies if one and isinstance(one, list) and isinstance(one[0], bytes))
         read_at_ms = int(info["server_time_usec"]) // 1_000  # from Redis 6.0 on; a user may lack the right to TIME
-        return BacklogCommands(logs_like(info), connection.database, commands, read_at_ms)
+        return BacklogCommands(logs_like(info), connection.database, commands, read_at_ms, slots)
     except redis.InvalidResponse:
         raise ServerError(f"{shown}: the replication stream is not understood") from None
     finally:
@@ -155,6 +162,19 @@ def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     if refused(reply):
         raise ServerError(f"{connection.name}: {' '.join(map(str, words))} was refused: {reply}")
     return bytes(reply)
+
+
+def _slots(connection: ReadOnlyConnection) -> frozenset[int] | None:
+    """Return the slots on this server that do not move; none if CLUSTER NODES is refused; None without a cluster."""
+    if not is_in_cluster(connection):
+        return None
+    reply = connection.ask("CLUSTER", "NODES")
+    nodes = [] if refused(reply) else [line.split() for line in reply.decode().splitlines()]
+    own = {word for node in nodes if "myself" in node[2] for word in (node[0], node[3])}  # itself, or its primary
+    words = [word for node in nodes if node[0] in own for word in node[8:]]
+    moving = {int(word[1:].partition("-")[0]) for word in words if word.startswith("[")}
+    ranges = [word.partition("-") for word in words if not word.startswith("[")]
+    return frozenset(slot for one, _, end in ranges for slot in range(int(one), int(end or one) + 1)) - moving
 
 
 def _backlog(connection: ReadOnlyConnection, *, primary: bool) -> Backlog:

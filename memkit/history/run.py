@@ -26,7 +26,7 @@ from memkit.history.changes import (
     time_text,
 )
 from memkit.history.commands import execute
-from memkit.history.fate import ENDS, Fate, fate_of
+from memkit.history.fate import ENDS, Confidence, Fate, fate_of
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey, read_header
 from memkit.history.recording import Recording
@@ -334,11 +334,15 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
     if files.base:
         header = read_header(files.base)
         server, begins_ms = header.flavour, None if header.created_s is None else header.created_s * 1_000
-    states, timeline = KeyStates(server=server, wanted=query.follows), _Timeline(query)
+    of_a_cluster = False  # then any slot may have moved: a log does not show which
+    states = KeyStates(server=server, wanted=query.follows, may_have_moved=lambda _: of_a_cluster)
+    timeline = _Timeline(query)
     if files.base:
-        for key in (key for key in _all_keys([files.base]) if query.follows(key.name)):
-            state = KeyState(key.deadline_ms, given=Moment(None, begins_ms), fields_expire=key.fields_expire)
-            states.keys_of(key.db)[shortened(key.name)] = state
+        with RdbReader(files.base) as reader:
+            for key in (key for key in reader if query.follows(key.name)):
+                state = KeyState(key.deadline_ms, given=Moment(None, begins_ms), fields_expire=key.fields_expire)
+                states.keys_of(key.db)[shortened(key.name)] = state
+            of_a_cluster = reader.is_of_a_cluster
     elif files.base_has_commands:
         db, second = 0, None
         for command in read_commands(files.logs[0]):  # the keys as they were when the base was made
@@ -386,7 +390,8 @@ def _logged(
 def _from_backlog(url: str, query: _Query, *, primary: bool) -> History:
     backlog = read_backlog(url, primary=primary)
     while True:
-        states = KeyStates(server=backlog.server, wanted=query.follows, complete=False)
+        moved = backlog.may_have_moved
+        states = KeyStates(server=backlog.server, wanted=query.follows, complete=False, may_have_moved=moved)
         timeline = _Timeline(query, exact=False)
         commands = [(arguments, None) for arguments in backlog.commands]
         ttls = query.expected_ttls_ms
@@ -486,19 +491,23 @@ def _from_recording(source: Source, query: _Query) -> History:
             states.databases[db] = {key: state for key, state in existing if query.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
-    fate = found.fate
-    if fate and fate.cause == "never_seen" and gaps:
-        sentence = f"{fate.sentence}; it may have been written and deleted in a gap of the recording"
-        fate = replace(fate, sentence=sentence, confidence="possible")
-    elif (
-        fate
-        and (fate.cause in ENDS or fate.either)
-        and fate.at
-        and any(gap.ends and gap.ends > fate.at for gap in gaps)
-    ):
-        sentence = f"{fate.sentence}; in a gap after that it may have been created again"
-        fate = replace(fate, sentence=sentence, confidence="possible" if fate.confidence == "possible" else "likely")
-    return replace(found, fate=fate, gaps=gaps)
+    gaps_end = max((gap.ends for gap in gaps if gap.ends), default=None)
+    fate = found.fate and gaps_end and _beside_gaps(found.fate, gaps_end, time_of(ended_ms))
+    return replace(found, fate=fate or found.fate, gaps=gaps)
+
+
+def _beside_gaps(fate: Fate, gaps_end: datetime, ended: datetime) -> Fate:
+    """Return a fate with what may have happened in a gap of the recording, which ended at a time."""
+    if fate.cause == "never_seen":
+        may, confidence = "it may have been written and deleted in a gap of the recording", "possible"
+    elif (fate.cause in ENDS or fate.either) and fate.at and gaps_end > fate.at:
+        may, confidence = "in a gap after that it may have been created again", "likely"
+    elif fate.cause in ("exists", "overwritten") and gaps_end > ended:
+        may, confidence = "the recording ends with a gap, in which that may have changed", "likely"
+    else:
+        return fate
+    least: Confidence = "possible" if "possible" in (confidence, fate.confidence) else "likely"
+    return replace(fate, sentence=f"{fate.sentence}; {may}", confidence=least)
 
 
 def _event_dict(event: KeyEvent, source: str) -> dict[str, Any]:

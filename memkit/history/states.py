@@ -119,6 +119,7 @@ class KeyStates:
         wanted: Whether a key is followed; all by default.
         complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
         keys_of: Returns where the keys of a database are kept, empty at first or not; in memory by default.
+        may_have_moved: Whether the key's slot may have moved to another server of a cluster: then the key is deleted.
 
     Attributes:
         unknown_sources: The keys (database, name) that were renamed or copied from a key that is not followed, with its
@@ -132,11 +133,12 @@ class KeyStates:
         wanted: Callable[[bytes], bool] | None = None,
         complete: bool = True,
         keys_of: Callable[[int], MutableMapping[bytes, KeyState]] = lambda _db: {},
+        may_have_moved: Callable[[bytes], bool] = lambda _key: False,
     ) -> None:
         self._valkey = server == "valkey"
         self._wanted = wanted
         self._complete = complete
-        self._new_keys = keys_of
+        self._new_keys, self._may_have_moved = keys_of, may_have_moved
         self._ended: set[tuple[int, bytes]] = set()
         self.unknown_sources: dict[tuple[int, bytes], bytes] = {}
         self.databases: dict[int, MutableMapping[bytes, KeyState]] = {}
@@ -317,6 +319,8 @@ class KeyStates:
                 # lazyfree-lazy-expire and -eviction may be off, as the redis.conf of many servers has it.
                 proven = possible == ("deleted",)
                 possible = ("deleted", *(one for one in possible if one != "deleted" and "expired" in possible))
+        if command in ("DEL", "UNLINK") and possible != ("expired",) and self._may_have_moved(key):
+            possible = ("renamed", *possible)
         yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
 
 

@@ -282,3 +282,8 @@ class ReadOnlyConnection:
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
+
+
+def is_in_cluster(connection: ReadOnlyConnection) -> bool:
+    """Return whether the server is one of a cluster; a user who may not ask is refused what a cluster is asked, too."""
+    return info_fields(connection.ask("INFO", "cluster")).get("cluster_enabled") == "1"

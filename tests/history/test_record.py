@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -360,6 +361,19 @@ def test_end_before_a_gap_is_not_proven(tmp_path: Path) -> None:
         ledger.observed_until(6_000)
     fates = [history(path, session=name).fate for name in ("1", "2")]
     assert [(fate.cause, fate.confidence) for fate in fates if fate] == [("deleted", "likely"), ("deleted", "proven")]
+
+
+def test_gap_at_the_end_leaves_keys_unproven(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        with recording(server, path):
+            server.kill()
+            wait_for("a span that counts as a gap", lambda: time.monotonic(), (time.monotonic() + GAP_S).__lt__)
+    fate = history(path, session="1").fate
+    assert fate is not None
+    assert (fate.cause, fate.confidence) == ("exists", "likely")
+    assert "ends with a gap" in fate.sentence
 
 
 def gaps(path: Path) -> list[tuple[int, int, str]]:
