@@ -56,7 +56,8 @@ class TtlChange:
 
     def __str__(self) -> str:
         at = self.to_dict()["at"]
-        when = f"at {at}" if self.exact else f"between {time_text(time_of(self.last_before.earliest_ms))} and {at}"
+        not_before = self.to_dict()["not_before"]
+        when = f"at {at}" if self.exact else f"between {not_before} and {at}" if not_before else f"before {at}"
         prefix = f"{printable(self.prefix)}*" if self.prefix else "(no prefix)"
         ttls = bounded_ttl(self.from_ttl_ms, self.from_range_ms), bounded_ttl(self.to_ttl_ms, self.to_range_ms)
         return f"{prefix}  {' → '.join(ttls)} {when}"

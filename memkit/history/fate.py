@@ -90,11 +90,11 @@ def fate_of(
 
 
 def _how_renamed(event: KeyEvent) -> str:
-    if event.target is None:
-        return "renamed, or moved to another database or server"
-    if event.target == event.key:
+    if event.target == event.key or event.command == "MOVE":
         return f"moved to another database by {event.command}"
-    return f"renamed to {printable(event.target.decode('utf-8', 'replace'))}"
+    if event.target is not None:
+        return f"renamed to {printable(event.target.decode('utf-8', 'replace'))}"
+    return f"renamed by {event.command}" if event.command else "renamed, or moved to another database or server"
 
 
 def _fate_of_existing(

@@ -47,6 +47,9 @@ REPLICA_CLOCK_MS = 60_000
 """A key that a replica loses within its last minute may have expired: its clock may be behind that of its primary."""
 _BY_THE_PRIMARY = frozenset({"del", "unlink"})
 """A primary sends these to its replicas for keys that expired or were evicted, too."""
+_FIELDS_BY_THE_PRIMARY = _BY_THE_PRIMARY | {"hdel"}
+"""A primary sends these for the last field of a hash that expired; a replica does not count that as expired."""
+_EXPIRING_FIELDS = frozenset({"hexpire", "hpexpire", "hexpireat", "hpexpireat", "hsetex", "hgetex"})
 # Commands after which a key may no longer exist, by what became of it; scripts count as the commands that they call.
 _DELETING_NAMES = """
 del unlink getdel delex expire pexpire expireat pexpireat getex restore sort lpop rpop lmpop blpop brpop blmpop
@@ -471,6 +474,7 @@ class _Recorder:
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
         moved, self._server.moved = self._server.moved, set()
+        self._fields_expire = self._fields_expire or not _EXPIRING_FIELDS.isdisjoint(now.calls)
         if called & _KEEPING_DEADLINE:
             self._file.remove_ttls(self._odd_ttls)
         self._odd_ttls.clear()
@@ -488,18 +492,25 @@ class _Recorder:
                 certain = (moment.earliest_ms or 0) >= was.deadline_ms or not called & _DELETING
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
-                possible: list[EventName] = ["deleted"] if called & _DELETING else []
-                by_primary = self._is_replica and bool(called & _BY_THE_PRIMARY)
-                possible += ["evicted"] if now.evicted > before.evicted or by_primary else []
-                possible += ["renamed"] if called & _RENAMING or name in moved else []
-                possible += ["flushed"] if called & _FLUSHING else []
-                possible += ["expired"] if now.expired_fields > before.expired_fields else []  # with its last field
-                if not possible:
-                    possible = ["expired"] if now.expired > before.expired else []  # with a TTL that was not seen
-                    possible += ["deleted", "evicted", "renamed"]
+                renamed = called & _RENAMING or name in moved
+                possible = self._counted_ends(called, before, now, renamed=bool(renamed))
                 if "expired" not in possible and self._may_have_expired(was.deadline_ms, moment):
                     possible.insert(0, "expired")
                 self._add_end(name, was, moment, *possible)
+
+    def _counted_ends(self, called: set[str], before: _Counters, now: _Counters, *, renamed: bool) -> list[EventName]:
+        """Return how a key may have ended before its deadline, by what the server counted and the called commands."""
+        possible: list[EventName] = ["deleted"] if called & _DELETING else []
+        by_primary = self._is_replica and bool(called & _BY_THE_PRIMARY)
+        possible += ["evicted"] if now.evicted > before.evicted or by_primary else []
+        possible += ["renamed"] if renamed else []
+        possible += ["flushed"] if called & _FLUSHING else []
+        field_by_primary = self._is_replica and self._fields_expire and called & _FIELDS_BY_THE_PRIMARY
+        possible += ["expired"] if now.expired_fields > before.expired_fields or field_by_primary else []
+        if not possible:
+            possible = ["expired"] if now.expired > before.expired else []  # with a TTL that was not seen
+            possible += ["deleted", "evicted", "renamed"]
+        return possible
 
     def _may_have_expired(self, deadline_ms: int | None, moment: Moment) -> bool:
         """Return whether a key that a replica lost may have expired by the clock of its primary."""

@@ -110,6 +110,11 @@ class KeyState(NamedTuple):
     is_sure: bool = True
     fields_expire: bool = False
 
+    @property
+    def known_deadline_ms(self) -> int | None:
+        """The deadline; None too if it is only a bound, as that of a relative TTL in a log without timestamps."""
+        return self.deadline_ms if self.is_sure else None
+
 
 class KeyStates:
     """The keys of a server as its log describes them.
@@ -234,7 +239,7 @@ class KeyStates:
             possible: tuple[EventName, ...] = ("deleted",)
             if state.fields_expire and command == "HDEL":
                 possible = ("expired", "deleted")
-            yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible)
+            yield KeyEvent(db, key, possible[0], moment, command, state.known_deadline_ms, possible=possible)
             return
         keys[key] = state
         yield KeyEvent(db, key, "written", moment, command, state.deadline_ms, created=before is None)
@@ -291,7 +296,7 @@ class KeyStates:
             for key, state in list(keys.items()):
                 del keys[key]
                 possible = possible_ends(state, moment, "flushed", *_ends_before(state))
-                yield KeyEvent(number, key, possible[0], moment, command, state.deadline_ms, possible=possible)
+                yield KeyEvent(number, key, possible[0], moment, command, state.known_deadline_ms, possible=possible)
 
     def _delete(self, db: int, effect: Effect, moment: Moment, command: str, *, in_multi: bool) -> Iterator[KeyEvent]:
         """Tell an expired key from one that was deleted or evicted, as far as the log does.
@@ -321,7 +326,8 @@ class KeyStates:
                 possible = ("deleted", *(one for one in possible if one != "deleted" and "expired" in possible))
         if command in ("DEL", "UNLINK") and possible != ("expired",) and self._may_have_moved(key):
             possible = ("renamed", *possible)
-        yield KeyEvent(db, key, possible[0], moment, command, state.deadline_ms, possible=possible, proven=proven)
+        deadline_ms = state.known_deadline_ms
+        yield KeyEvent(db, key, possible[0], moment, command, deadline_ms, possible=possible, proven=proven)
 
 
 def _with_elements(state: KeyState, effect: Effect) -> KeyState:

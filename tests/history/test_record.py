@@ -445,6 +445,22 @@ def test_ends_on_a_replica_are_those_of_its_primary(replication: Replication | N
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["redis-8.2", "valkey-9"])
+def test_last_field_expires_on_a_replica(name: str, tmp_path: Path) -> None:
+    """The primary sends HDEL or UNLINK; a replica counts no expired field."""
+    path = tmp_path / "incident.db"
+    with pair(name) as (primary, replica), primary.client() as client, recording(replica, path):
+        client.hset("chat:1", "f", CANARY)
+        client.hexpire("chat:1", 300, "f")
+        recorded(path, has(b"chat:1", "written"))
+        replica.clock.shift("10m")
+        primary.clock.shift("10m")
+        recorded(path, has(b"chat:1", "expired", "deleted"))
+    fate = history(path, session="1").fate
+    assert fate is not None
+    assert "expired" in (fate.cause, *(fate.either or ()))
+
+
 def test_moved_clock_is_no_gap(tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client, recording(server, path):

@@ -78,7 +78,9 @@ def test_each_end_has_its_command(servers: tuple[RedisServer, RedisServer], tmp_
     assert short is not None
     assert short.ttl_s is not None
     assert 0.2 < short.ttl_s <= 0.3
-    assert cause(path, "renamed") == "renamed"
+    renamed = history(path, session="renamed").fate
+    assert renamed is not None
+    assert "chat:renamed was renamed by RENAME" in renamed.sentence
     assert cause(path, "lost") == "overwritten"
     assert cause(path, "kept") == "exists"
     assert cause(path, "popped") == "deleted"
