@@ -18,7 +18,7 @@ import redis
 from memkit.connect import chunks, connect, escape_glob, place, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Action, Executed
-from memkit.history.recording import Recording
+from memkit.history.recording import RESTARTED, Recording
 from memkit.history.replication import CommandStream
 from memkit.history.states import EventName, KeyEvent, KeyState, KeyStates, Moment, logs_like, possible_ends
 from memkit.history.tracking import Tracker
@@ -153,6 +153,10 @@ class _WatchedServer:
         flavour = "valkey" if "valkey_version" in info else "redis"
         return flavour, info[f"{flavour}_version"], logs_like(info)
 
+    def run_id(self) -> str:
+        """Return what a server draws when it starts."""
+        return info_fields(self._connection.require("INFO", "server"))["run_id"]
+
     def is_replica(self) -> bool:
         return info_fields(self._connection.require("INFO", "replication"))["role"] == "slave"
 
@@ -281,6 +285,7 @@ class _Recorder:
         )
         try:
             self._looked_ms, self._is_replica = self._server.now_ms(), self._server.is_replica()
+            self._run_id = self._server.run_id()
             self._fields_expire = self._fields_expire or self._server.has_field_ttls()
             counters = self._server.counters()
         except redis.RedisError:
@@ -525,7 +530,7 @@ class _Recorder:
 
     def _reconnect(self, reason: str, until: float | None, stop: threading.Event) -> None:
         """Connect again, as often as it takes; what was not observed is a gap, up to the end of the recording."""
-        lost_ms, lost_s = self._looked_ms, self._looked_s
+        lost_ms, lost_s, run_id = self._looked_ms, self._looked_s, self._run_id
         self._record_vanished()
         why = "the recording ended"
         while not stop.wait(RECONNECT_EVERY_S) and (until is None or time.monotonic() < until):
@@ -537,6 +542,7 @@ class _Recorder:
             except (redis.RedisError, ServerError) as error:
                 self._looked_ms, why = lost_ms, str(error)
                 continue
+            reason = reason if self._run_id == run_id else f"{RESTARTED} ({reason})"
             self._file.add_gap(lost_ms, self._looked_ms, reason)
             self._looked_s = time.monotonic()
             return

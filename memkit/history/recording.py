@@ -25,6 +25,8 @@ SCHEMA = 2
 BATCH_KEYS = 1_000
 DELETIONS = frozenset({"expired", "evicted", "deleted"})
 """Ends that a source may not tell apart; if it does, the event has the one as its only possible cause."""
+RESTARTED = "the server was restarted, or another one took over"
+"""How the reason of a gap begins in which keys may have been lost without a command."""
 _NEW_FILE = f"""
 PRAGMA journal_mode=WAL;
 PRAGMA synchronous=NORMAL;

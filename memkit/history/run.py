@@ -29,7 +29,7 @@ from memkit.history.commands import execute
 from memkit.history.fate import ENDS, Confidence, Fate, fate_of
 from memkit.history.log_clock import LogClock
 from memkit.history.rdb import RdbReader, SnapshotKey, read_header
-from memkit.history.recording import Recording
+from memkit.history.recording import RESTARTED, Recording
 from memkit.history.replication import read_backlog
 from memkit.history.sources import Source, find_source
 from memkit.history.states import SAME_SECOND_MS, EventName, KeyEvent, KeyState, KeyStates, Moment, possible_ends
@@ -109,7 +109,8 @@ class History:
         for one in self.sources:
             span = f"{time_text(one.begins) or '?'} to {time_text(one.ends)}"
             lines.append(wrapped(f"source: {one.name} ({one.kind}), {span}", indent="  "))
-        lines += [wrapped(f"gap: {time_text(one.begins)} to {time_text(one.ends)}", indent="  ") for one in self.gaps]
+        for one in self.gaps:
+            lines.append(wrapped(f"gap: {time_text(one.begins)} to {time_text(one.ends)}: {one.name}", indent="  "))
         lines += [wrapped(f"note: {note}", indent="  ") for note in self.notes]
         return "\n".join(lines)
 
@@ -491,16 +492,19 @@ def _from_recording(source: Source, query: _Query) -> History:
             states.databases[db] = {key: state for key, state in existing if query.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
-    gaps_end = max((gap.ends for gap in gaps if gap.ends), default=None)
-    fate = found.fate and gaps_end and _beside_gaps(found.fate, gaps_end, time_of(ended_ms))
-    return replace(found, fate=fate or found.fate, gaps=gaps)
+    fate = _beside_gaps(found.fate, gaps, time_of(ended_ms)) if found.fate and gaps else found.fate
+    return replace(found, fate=fate, gaps=gaps)
 
 
-def _beside_gaps(fate: Fate, gaps_end: datetime, ended: datetime) -> Fate:
+def _beside_gaps(fate: Fate, gaps: Sequence[Span], ended: datetime) -> Fate:
     """Return a fate with what may have happened in a gap of the recording, which ended at a time."""
+    gaps_end = max(gap.ends for gap in gaps if gap.ends)
+    restarts = [gap.begins for gap in gaps if gap.name.startswith(RESTARTED)]
+    if (fate.not_before or fate.at) in restarts and fate.either and "exists" not in fate.either:
+        return replace(fate, either=None, sentence=f"{fate.sentence}; or it was lost: {RESTARTED}")
     if fate.cause == "never_seen":
         may, confidence = "it may have been written and deleted in a gap of the recording", "possible"
-    elif (fate.cause in ENDS or fate.either) and fate.at and gaps_end > fate.at:
+    elif fate.cause not in ("exists", "overwritten") and fate.at and gaps_end > fate.at:
         may, confidence = "in a gap after that it may have been created again", "likely"
     elif fate.cause in ("exists", "overwritten") and gaps_end > ended:
         may, confidence = "the recording ends with a gap, in which that may have changed", "likely"

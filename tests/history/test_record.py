@@ -376,6 +376,21 @@ def test_gap_at_the_end_leaves_keys_unproven(tmp_path: Path) -> None:
     assert "ends with a gap" in fate.sentence
 
 
+def test_key_lost_in_a_restart_was_not_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "incident.db"
+    with start("redis-8.2") as server, server.client() as client:
+        client.set("chat:1", CANARY, ex=WEEK_S)
+        with recording(server, path):
+            server.restart()
+            client.set("chat:2", CANARY)
+            recorded(path, has(b"chat:1", "deleted"))
+    found = history(path, session="1")
+    assert found.fate is not None
+    assert (found.fate.cause, found.fate.either) == ("unknown", None)
+    assert "or it was lost: the server was restarted" in found.fate.sentence
+    assert "the server was restarted" in found.to_text().partition("gap: ")[2]
+
+
 def gaps(path: Path) -> list[tuple[int, int, str]]:
     with Recording(path, reading=True) as ledger:
         return ledger.gaps()
