@@ -35,6 +35,7 @@ FIXTURES = APPLICATION_FIXTURES | TARGET_FIXTURES | {"memkit_server", "memkit_cl
 # 'v' == b'v', b'v' == 'v', or a method that only bytes have.
 BYTES_EXPECTED = re.compile(r"""['"] == b['"]|\bb(['"]).*\1 == ['"]|'str' object has no attribute 'decode'""")
 OTHER_SERVER_EXPECTED = re.compile("cluster mode is not enabled|unknown command .sentinel", re.IGNORECASE)
+MODULE_EXPECTED = re.compile(r"unknown command .(FT|JSON|TS|BF|CF|CMS|TOPK|TDIGEST)\.", re.IGNORECASE)
 MOVED_KEY = pytest.StashKey["_MovedClocks"]()
 DATABASE_KEY = pytest.StashKey[DedicatedDatabase]()
 
@@ -108,6 +109,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         )
     if names & APPLICATION_FIXTURES and OTHER_SERVER_EXPECTED.search(str(error)):
         error.add_note("memkit: redis_client_url is one server, no cluster or Sentinel; see README, In your own tests")
+    if MODULE_EXPECTED.search(str(error)):
+        error.add_note(
+            "memkit: the server has not loaded the module of this command; the variable MEMKIT_REDIS_MODULES names the "
+            "files of the modules that private servers load"
+        )
     database = item.stash.get(DATABASE_KEY, None)
     if database and isinstance(error, NoPermissionError) and not isinstance(error, LeftSandboxError):
         error.add_note(f"memkit: {database.limits}")

@@ -276,7 +276,8 @@ def test_both_kinds_of_fixtures_share_the_clock(pytester):
 def test_modules_are_loaded(pytester, monkeypatch):
     binary, modules = with_modules()
     monkeypatch.setenv("MEMKIT_REDIS_SERVER", str(binary))
-    monkeypatch.setenv("MEMKIT_REDIS_MODULES", os.pathsep.join(map(str, modules)))
+    relative = [os.path.relpath(module, pytester.path) for module in modules]
+    monkeypatch.setenv("MEMKIT_REDIS_MODULES", os.pathsep.join(relative))
     pytester.makepyfile(
         """
         def test_json(redis_client, memkit_clock):
@@ -287,6 +288,22 @@ def test_modules_are_loaded(pytester, monkeypatch):
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_command_of_a_module_gets_advice(pytester, monkeypatch):
+    monkeypatch.delenv("MEMKIT_REDIS_MODULES", raising=False)
+    pytester.makepyfile(
+        """
+        def test_search(redis_client):
+            redis_client.execute_command("FT._LIST")
+
+        def test_typing_error(redis_client):
+            redis_client.execute_command("FOO")
+        """
+    )
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(failed=2)
+    assert result.stdout.str().count("MEMKIT_REDIS_MODULES names the files") == 1
 
 
 CLOCK_FIRST = """

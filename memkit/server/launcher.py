@@ -164,7 +164,8 @@ def _given(path: str | Path) -> ServerBinary:
 
 def modules_config() -> dict[str, list[str]]:
     """Return the configuration of a server for tests: it loads the modules that MEMKIT_REDIS_MODULES names."""
-    modules = [path for path in os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep) if path]
+    named = os.environ.get("MEMKIT_REDIS_MODULES", "").split(os.pathsep)
+    modules = [str(Path(path).absolute()) for path in named if path]  # the server starts in its own directory
     return {"loadmodule": modules} if modules else {}
 
 
