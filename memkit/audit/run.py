@@ -254,8 +254,10 @@ class _Audit:
         self._notes += notes
         findings = [replace(one, sampled=len(sample.keys)) for one in _in_order([*findings, *deleted])]
         undetermined = self._undetermined(sample, diagnoses, context)
-        if undetermined and findings and all(one.prefix is None for one in findings):
-            self._notes.insert(0, undetermined)  # what is wrong with the server must not hide it
+        # What is wrong with the server, with an index or with keys of another pattern must not hide a doubt.
+        doubted = any(one.unexplained for one in diagnoses)
+        if undetermined and findings and (doubted or all(one.prefix is None for one in findings)):
+            self._notes.insert(0, undetermined)
         self._note_limits(sample, context)
         verdict = verdict_of(
             findings,
@@ -559,7 +561,7 @@ class _Audit:
             return unread
         if self._unexplained:
             return self._unexplained
-        for one in diagnoses:
+        for one in sorted(diagnoses, key=lambda one: not one.unexplained):
             if one.unexplained:
                 return f"{one.expected.pattern}: {one.unexplained}; {settle}"
             if not one.reached:

@@ -318,7 +318,7 @@ def test_deletions_that_are_counted_alone(calls: int, name: str, note: str) -> N
     [
         (1, 85, "some large values, or up to 121 keys"),
         (4, 200, "some large values, or up to 285 keys"),
-        (300, 300, "about 300 keys"),
+        (300, 300, "up to 300 keys"),
     ],
 )
 def test_calls_that_may_have_deleted_many_keys(calls: int, usec: int, said: str) -> None:

@@ -341,6 +341,65 @@ def test_longer_ttls_are_no_persistent_renewal(traffic: Traffic) -> None:
     assert causes(traffic.world(events, expect={"chat:*": "10m"}).audited()) == {"ttl_too_long"}
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_ttls_renewed_once_by_hand(again: bool, traffic: Traffic) -> None:
+    """The server is old and its sessions are new: nothing has had the time to expire."""
+    events: list[Event] = []
+    for age_s in traffic.times(2 * HOUR, 6 * DAY):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s)
+        events += [(at, ("EXPIRE", key, round(traffic.ttl_s))) for at in ((HOUR, 61 * MINUTE) if again else (HOUR,))]
+        events += [(age_s, command) for _ in range(2) for _, command in traffic.write(key, age_s)]
+    (found,) = traffic.world(events, age_s=16 * DAY).audited().findings
+    assert (found.cause, found.confidence) == ("persistent_renewal", "likely" if again else "possible")
+
+
+@pytest.mark.parametrize(("days", "jitter", "found"), [(8, 0, {"ttl_too_long"}), (7, 0.09, set()), (7, 0, set())])
+def test_longer_ttl_of_which_less_is_left(days: int, jitter: float, found: set[str], traffic: Traffic) -> None:
+    """The TTL of the last sessions is over by now: the idle clocks show it, and one key has over seven days left."""
+    events: list[Event] = []
+    for age_s in (16 * HOUR, *(n * DAY + HOUR for n in range(1, 7) for _ in range(5))):
+        ttl_s = days * DAY * (1 + traffic.dice.uniform(-jitter, jitter))
+        events += traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=ttl_s)
+    report = traffic.world(events).audited()
+    assert causes(report) == found
+    assert not found or report.findings[0].evidence[0] == "keys with more time left than the expected TTL: 1"
+
+
+def test_short_ttls_read_soon_date_no_other_ttl(traffic: Traffic) -> None:
+    """Three have more left than the others by chance: nothing shows that the expected TTL was ever set."""
+    events: list[Event] = []
+    ages_s = [MINUTE * n for n in (2, 4.5, 8, 40, 43, 45, 48, 51, 53, 56, 58)]
+    for n, age_s in enumerate([*ages_s, *traffic.times(2 * HOUR, 20 * HOUR)]):
+        events += traffic.write(key := f"chat:{traffic.uid()}", age_s, ttl_s=HOUR)
+        events += [(age_s - traffic.dice.uniform(8, 40), ("LRANGE", key, 0, -1))] if n % 3 else []
+    (found,) = traffic.world(events, expect={"chat:*": DAY}, steps=2_000).audited().findings
+    assert (found.keys, found.since_is) == (11, "upper bound")
+    assert "of 1d" not in " ".join(found.evidence)
+
+
+def test_stale_index_hides_no_doubt_of_the_ttl(traffic: Traffic) -> None:
+    events = traffic.sessions(reads=0)
+    events += [one for n in (100, 200) for one in traffic.write(f"chat:{n}", n, ttl_s=300)]
+    events += [(DAY, ("SADD", "sessions", command[1])) for _, command in events if command[0] == "RPUSH"]
+    events.append((DAY, ("SADD", "sessions", *(f"chat:{traffic.uid()}" for _ in range(30)))))
+    report = traffic.world(events, full=True).audited()
+    assert causes(report) == {"stale_index"}
+    assert "which reads and chance do not explain" in report.notes[0]
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_expired_keys_of_a_server_with_a_log(older: bool, traffic: Traffic) -> None:
+    """If it had loaded keys from its append-only file, some would be older than the server."""
+    events = [one for at in traffic.times(0, 2.8 * DAY) for one in traffic.write(f"chat:{traffic.uid()}", at)]
+    for at in traffic.times(2 * HOUR, 2.8 * DAY):
+        events += traffic.write(key := f"chat:{traffic.uid()}", at, ttl_s=HOUR)
+        events.append((at, ("RPUSH", key, "a", "b")))  # two changes by one command
+    events += traffic.write("chat:1", 2.8 * DAY, ttl_s=4 * DAY) if older else []
+    verdict = traffic.world(events, age_s=3 * DAY).audited().verdict
+    assert verdict.status == ("healthy" if older else "undetermined")
+    assert older or "about 0 would have with a TTL of 7d" in verdict.sentence
+
+
 @pytest.mark.parametrize("restored", [True, False])
 def test_access_by_restore_is_no_read(restored: bool, traffic: Traffic) -> None:
     events = traffic.write("chat:1", 0.99 * traffic.ttl_s) + traffic.write("chat:2", HOUR, ttl_s=traffic.ttl_s)

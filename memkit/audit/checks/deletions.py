@@ -150,7 +150,7 @@ def _counted(
         why = "short-lived strings beside the sessions are set and deleted as often"
     if why:
         return [], [f"keys were deleted by command ({shown}), probably not sessions: {why}"]
-    many = "about" if count <= sum(calls.values()) else "some large values, or up to"
+    many = "up to" if count <= sum(calls.values()) else "some large values, or up to"
     finding = Finding.of(
         "deleted",
         prefix=expectations[0].prefix if len(expectations) == 1 else None,
@@ -160,7 +160,7 @@ def _counted(
         evidence=(
             f"INFO commandstats: {shown}; expired_keys {server.info.get('expired_keys', '?')}, evicted_keys "
             f"{server.info.get('evicted_keys', '?')}",
-            "the server does not count by prefix, so these may be other keys",
+            "the server counts calls, not by prefix and not whether the key existed: these may be other keys, or none",
         ),
         next="CLIENT LIST on this server shows clients with cmd=del or cmd=unlink; then search that application for it",
     )

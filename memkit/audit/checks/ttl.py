@@ -54,7 +54,8 @@ SOON = 0.05
 """Sessions with less than this share of the TTL left expire soon."""
 RENEWED_TOGETHER = 0.05
 """All TTLs renewed within this share of the TTL: each key of steady traffic has that chance."""
-FEWEST_RENEWED = 20
+FEWEST_RENEWED, RENEWALS_OF_A_JOB = 20, 2
+"""A job that has run for two TTLs has renewed each key twice; somebody who renews all keys by hand does so once."""
 HEARTBEAT_TTL_MS = HOUR_MS
 """Heartbeats renew TTLs of seconds to minutes (Socket.IO: 25 s); those of more than an hour need none."""
 PAUSE_CHANCE = 0.003
@@ -492,7 +493,8 @@ def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, conte
     apart = spread([one.deadline for one in analysis.all])
     at_once = apart <= min(ONE_WRITE_MS, RENEWED_TOGETHER * RENEWED_TOGETHER * analysis.ttl)
     alone = server.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES) - server.writes - (server.reads or 0)
-    by_job = at_once or (analysis.ttl > HEARTBEAT_TTL_MS and alone >= len(analysis.all) / 2)
+    again = alone >= RENEWALS_OF_A_JOB * len(analysis.all)
+    by_job = again and (at_once or analysis.ttl > HEARTBEAT_TTL_MS)
     # Keys that expired may be others, if each of these may have been renewed without a write or a read.
     if expired and (analysis.ttl <= HEARTBEAT_TTL_MS or alone < len(analysis.all)):
         return None

@@ -259,7 +259,9 @@ class LifetimeAnalysis:
         # Without an idle clock of its own, a key counts as not accessed since the last write.
         self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
         self.long = [one for one in self.all if one.given > self.ceiling]
-        if not any(one.left > self.ceiling for one in self.long):
+        agree = len(self.long) >= FEWEST and not longest(sorted(one.given for one in self.long)).wide
+        most = self.ceiling - self.jitter * self.ttl * agree  # keys that were given one TTL show no jitter
+        if not any(one.left > most for one in self.long):
             # An idle clock alone is no proof: keys written within 100 ms after a jump of the clock look too idle.
             self.long = []
         top = self.ceiling if self.long else math.inf
@@ -348,6 +350,7 @@ class LifetimeAnalysis:
         ended = self._ended(written, [round(one.deadline - self.ttl) for one in exact])
         since = since if ended is None else Since(ended, "until")
         both = len(exact) - len(before) if hidden and ended is None else 0
+        over = sum(one.left > self.ttl for one in self.long)
         return TtlAnomaly(
             kind="long",
             ttl_ms=ttl,
@@ -357,7 +360,7 @@ class LifetimeAnalysis:
             confidence="proven" if len(self.long) >= min(FEWEST, len(self.all)) else "possible",
             since=since if idle_known else None,
             first_seen_ms=round(first) if idle_known else None,
-            reasons=(f"{len(self.long):,} keys have more time left than the expected TTL",),
+            reasons=(f"keys with more time left than the expected TTL: {over:,}",),
             still_expected=both,
         )
 
@@ -569,13 +572,20 @@ class LifetimeAnalysis:
         count = _edge(lefts, self.ttl)
         if not count:
             return None
-        top = lefts[count - 1]
+        top = ttl = lefts[count - 1]
+        given = sorted(one.given for one in self.short if one.left <= top)
+        if self.history.idle_known and given:
+            # Reads lower most values, and an old session that was read is above them. What has no more left than that
+            # may have been given it, too.
+            ttl = quantile(given, NEARLY_ALL)
+            count = max(count, bisect_right(lefts, ttl + TOGETHER_MS))
+            top = lefts[count - 1]
         members = [one for one in self.short if one.left <= top]
         others = [one for one in self.all if top < one.left and one.given <= self.ceiling]
         young = self._younger_than_the_server(members) and not self._may_be_copied(members)
         if len(members) < count or not (others or young or self.history.expired >= count):
             return None
-        reason = "no key has a longer remaining TTL"
+        reason = f"no key has more than {duration(top)} left"
         if others:
             reason = f"{count:,} keys have at most {duration(top)} left, the others at least {duration(lefts[count])}"
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
@@ -586,8 +596,6 @@ class LifetimeAnalysis:
         )
         found = self._short_anomaly(Suspects(peak, members, others), len(members), confidence, reason)
         first = found.first_seen_ms if self.history.idle_known else None
-        # Reads lower most values, and an old session that was read is above them.
-        ttl = quantile(sorted(one.given for one in members), NEARLY_ALL) if self.history.idle_known else top
         return replace(found, ttl_ms=ttl, jitter=0.0, keys=count, first_seen_ms=first, still_expected=0)
 
     def _nearly_expired(self) -> TtlAnomaly | None:
