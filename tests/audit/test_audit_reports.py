@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 import redis
-from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms
+from worlds import DAY, HOUR, MINUTE, Event, Traffic, World, false_alarms, written
 
 from memkit.audit import audit
 from memkit.audit.report import AuditReport
@@ -702,6 +703,29 @@ def test_deadlines_of_the_first_write(least: float, confidence: str, traffic: Tr
         events.append((traffic.dice.uniform(0, last_s), ("GET", key)))
     (found,) = traffic.world(events, full=True, steps=10_000).audited().findings
     assert (found.cause, found.confidence) == ("not_refreshed", confidence)
+
+
+@pytest.mark.parametrize("since_s", [2 * DAY, 4 * DAY, 0])
+def test_writes_that_no_longer_renew_since(since_s: float, traffic: Traffic) -> None:
+    """Since a release only the first message sets the TTL; or renewal is throttled: while 80 % of it is left."""
+    events = list[Event]()
+    for first_s in replace(traffic, count=150).times(0, 9 * DAY):
+        key, age_s, until_s = f"chat:{traffic.uid()}", first_s, math.inf
+        while age_s > 0:
+            events.append((age_s, ("RPUSH", key, traffic.message(timestamp=written(age_s)))))
+            if age_s < until_s - 7 * DAY or (age_s > since_s and (since_s or age_s < until_s - 1.4 * DAY)):
+                until_s = age_s
+                events.append((age_s, ("EXPIRE", key, 604_800)))
+            age_s -= traffic.dice.expovariate(2 / DAY)
+    report = traffic.world(events, full=True, steps=2_000, age_s=10 * DAY).audited()
+    assert causes(report) == ({"not_refreshed"} if since_s else set())
+    if since_s:
+        (found,) = report.findings
+        assert (found.confidence, found.since_is) == ("proven" if since_s == 4 * DAY else "likely", "lower bound")
+        assert found.since
+        assert 0.9 * since_s < (report.at - found.since).total_seconds() < 1.3 * since_s
+    else:
+        assert "is throttled" in " ".join(report.notes)
 
 
 @pytest.mark.parametrize("renewed", [True, False])

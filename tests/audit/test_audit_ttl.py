@@ -73,6 +73,21 @@ def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> Non
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_batch_read_at_once_among_many_reads(seed: int) -> None:
+    dice, now = random.Random(seed), 1_795_000_000_000
+    sessions = [(dice.uniform(0, 0.99) * 7 * DAY, dice.random()) for _ in range(900)] + [(6.5 * DAY, 0.1)] * 40
+    keys = [
+        KeyFacts(
+            b"chat:%d" % n, "list", now - int(1000 * (age_s - 7 * DAY)), now - int(share * age_s) * 1000, now, None
+        )
+        for n, (age_s, share) in enumerate(sessions)
+    ]
+    history = ServerHistory(now, now - 300 * int(HOUR) * 1000, reads=900)
+    found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    assert found == []
+
+
 def test_onset_is_not_a_late_clump_of_accesses() -> None:
     steady = [n * 1_000_000 for n in range(55)]
     clump = [55_000_000 + n * 1_000 for n in range(4)]

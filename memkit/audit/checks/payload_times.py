@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from memkit import formats
-from memkit.audit.checks.ttl_inference import LEAST_LEFT, NEARLY_ALL, SOME, ttl_of
-from memkit.audit.checks.ttl_peaks import FEWEST, quantile
+from memkit.audit.checks.ttl_inference import LEAST_LEFT, NEARLY_ALL, SOME, have_stopped, ttl_of
+from memkit.audit.checks.ttl_peaks import FEWEST, SURE_NATS, quantile
 from memkit.audit.finding import Confidence, Finding, Since
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
@@ -217,7 +217,10 @@ def not_refreshed(
         )
         return None
     late = [one for one in dated if one[2].earliest - one[0] > tolerance]
-    if len(late) < max(1, SOME * len(dated)):  # fewer may be clocks that were set
+    renewals = [begin for begin, first, _ in dated if first + tolerance < begin]
+    stopped = _stopped(renewals, [newest.earliest for _, _, newest in late], max(one.facts.seen_ms for one in sessions))
+    written = dated if stopped is None else [one for one in dated if one[2].earliest > stopped]
+    if len(late) < max(1, SOME * len(written)):  # fewer may be clocks that were set
         return None
     ahead = [newest.at - begin for begin, _, newest in late]
     if _two_clocks(ahead):
@@ -227,9 +230,8 @@ def not_refreshed(
         )
         return None
     left = sorted(1 - each / ttl for each in ahead)
-    renewed = sum(first + tolerance < begin for begin, first, _ in dated)
     short = left[min(FEWEST, len(left)) - 1] < LEAST_LEFT
-    if renewed >= max(1, SOME * len(dated)) and not short:
+    if stopped is None and len(renewals) >= max(1, SOME * len(dated)) and not short:
         notes.append(
             f"renewal of keys matching {expected.pattern} is throttled: after its last write a session has at least "
             f"{left[0]:.0%} of its TTL left"
@@ -244,19 +246,36 @@ def not_refreshed(
         return None
     fixed = sum(abs(first - begin) <= tolerance for begin, first, _ in late)
     times = [newest.at for _, _, newest in late]
-    return _late_finding(expected, times, ahead, fixed=fixed, short=short, of=len(dated))
+    return _late_finding(expected, times, ahead, fixed=fixed, short=short, of=len(dated), stopped=stopped)
+
+
+def _stopped(renewals: Sequence[int], late: Sequence[float], now_ms: int) -> int | None:
+    """Return when the last renewal was, if they have stopped since and the late writes are all later; else None."""
+    last = max(renewals, default=now_ms)
+    before, after = len(renewals), sum(one > last for one in late)
+    # The chance that they are in this order if renewal is throttled, and goes on.
+    in_order = after >= NEARLY_ALL * len(late) and math.log(math.comb(before + after, after)) > SURE_NATS
+    return last if in_order and have_stopped(renewals, now_ms - last) else None
 
 
 def _late_finding(
-    expected: Expectation, times: Sequence[float], ahead: Sequence[float], *, fixed: int, short: bool, of: int
+    expected: Expectation,
+    times: Sequence[float],
+    ahead: Sequence[float],
+    *,
+    fixed: int,
+    short: bool,
+    of: int,
+    stopped: int | None,
 ) -> Finding:
     """Return the finding of sessions that were written so late, by how far each write is ahead of a whole TTL.
 
-    ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left.
+    ``fixed``: how many deadlines still count from the first message; ``short``: some have hardly any TTL left;
+    ``stopped``: when the last renewal was, if there are none since.
     """
     # If each has half of its TTL left, renewal may be throttled, and no session may have been renewed yet.
     sure: Confidence = "proven" if len(times) >= FEWEST else "likely"
-    confidence: Confidence = sure if short else "possible"
+    confidence: Confidence = sure if short else "possible" if stopped is None else "likely"
     ttl = expected.ttls_ms[0]
     given = ttl - median(ahead)
     # Without a deadline that counts from the first message, one distance for all sessions is their TTL.
@@ -270,11 +289,12 @@ def _late_finding(
         f"{duration(given)} instead of {duration(ttl)} (median of {len(times):,})",
         confidence="likely" if is_ttl else confidence,
         observed_ms=round(given, -3) if is_ttl else ttl,
-        since=Since(min(times), "upper bound"),
+        since=Since(min(times), "upper bound") if stopped is None else Since(stopped, "lower bound"),
         evidence=(
             f"the payloads of {len(times):,} of {counted(of, 'session')} state a write later than the deadline "
             f"minus the TTL",
             f"of their deadlines, {fixed:,} are still one TTL after the first message",
+            *([] if stopped is None else ["before the first of these writes, later messages renewed the TTL"]),
         ),
         next="set the TTL in the same command or transaction as every write (EXPIRE after RPUSH, or SET with EX)",
     )

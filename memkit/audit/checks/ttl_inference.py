@@ -422,7 +422,7 @@ class LifetimeAnalysis:
         count = sum(peak.holds(one.given) for one in events)
         accesses = [one.accessed for one in events]
         usual = _paired([one.deadline for one in events], accesses, peak, self.floor) * len(events)
-        return surprise(count, usual) > SURE_NATS
+        return count >= FEWEST and surprise(count, usual) > SURE_NATS
 
     def _younger_than_the_server(self, members: Sequence[KeyLifetime]) -> bool:
         """Whether the server is too young for these keys to be old ones that were read."""
@@ -572,7 +572,7 @@ class LifetimeAnalysis:
         count = _edge(lefts, self.ttl)
         if not count:
             return None
-        top = ttl = lefts[count - 1]
+        top = ttl = float(lefts[count - 1])
         given = sorted(one.given for one in self.short if one.left <= top)
         if self.history.idle_known and given:
             # Reads lower most values, and an old session that was read is above them. What has no more left than that
