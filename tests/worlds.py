@@ -9,7 +9,6 @@ import gzip
 import json
 import pickle
 import random
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -60,12 +59,13 @@ class World:
             name = next((one for one in ("redis-8.2", "valkey-9") if lanes[one]), name)
         binary = lanes[self.lane or name]
         assert binary
-        server = RedisServer(binary=binary.path, port=self.port, persist=self.persist, config=self.config | NO_FSYNC)
         now = datetime.now(UTC)
         oldest = max([self.age_s, *(age for age, _ in self.events)], default=0.0)
-        if oldest > MINUTE:  # the server begins then; a restart would take 40 ms of CPU
-            server._make_directory()
-            (server.directory / "clock").write_bytes(struct.pack("q", -round(oldest * 1e9)))
+        starts_at = now - timedelta(seconds=oldest) if oldest > MINUTE else None
+        config = self.config | NO_FSYNC
+        server = RedisServer(
+            binary=binary.path, port=self.port, persist=self.persist, config=config, starts_at=starts_at
+        )
         with server:
             with server.client() as client:
                 for batch in _batches(self.events, self.steps):

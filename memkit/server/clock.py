@@ -167,11 +167,7 @@ class ServerClock:
             ClockUnavailable: The keys may belong to others.
             ProductionGuardError: The production guard does not allow writing.
         """
-        if not isinstance(when, datetime):
-            raise PolicyError(f"expected datetime(..., tzinfo=UTC); got {type(when).__name__} {when!r}")
-        if when.utcoffset() is None:
-            raise PolicyError(f"{when!r} has no time zone; expected one, such as datetime(..., tzinfo=UTC)")
-        self.shift(when - self._now())
+        self.shift(with_zone(when) - self._now())
 
     def _refuse_foreign_keys(self) -> None:
         """Raise unless the keys belong to a sandbox (registered, or the client's own), or memkit may write."""
@@ -284,6 +280,20 @@ class ServerClock:
         moved = duration(self.offset / timedelta(milliseconds=1))
         not_simulated = "; ".join(self.cannot_simulate)
         return f"<ServerClock by {self.method}, {moved} from real time; not simulated: {not_simulated}>"
+
+
+def with_zone(when: datetime) -> datetime:
+    """Return a datetime that has a time zone; raise PolicyError if it has none."""
+    if not isinstance(when, datetime):
+        raise PolicyError(f"expected datetime(..., tzinfo=UTC); got {type(when).__name__} {when!r}")
+    if when.utcoffset() is None:
+        raise PolicyError(f"{when!r} has no time zone; expected one, such as datetime(..., tzinfo=UTC)")
+    return when
+
+
+def offset_bytes(when: datetime) -> bytes:
+    """Return what a new preload's file holds if its server's clock begins at a moment."""
+    return struct.pack("q", round(when.timestamp() * 1_000_000 - _real_us()) * 1_000)
 
 
 class _Timespec(ctypes.Structure):

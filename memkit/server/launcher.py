@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -29,7 +30,7 @@ from redis.exceptions import NoPermissionError
 
 from memkit.connect import NO_DRIVER_INFO, redact
 from memkit.errors import ServerError, ServerNotFound
-from memkit.server.clock import ServerClock
+from memkit.server.clock import ServerClock, offset_bytes, with_zone
 from memkit.server.guard import DIRECTORY_PREFIX
 
 OLDEST_ON_PATH = (7, 0)
@@ -220,8 +221,10 @@ class RedisServer:
             included; only directives with several words (``save``, ``user`` …) are split, quoted words excepted. With
             ``requirepass``, ``url`` and the clients contain the password.
         persist: Keep the data across ``restart()`` and ``kill()`` (append-only file, fsync on every write).
+        starts_at: When the server's clock begins, a timezone-aware datetime; by default at the real time.
 
     Raises:
+        PolicyError: ``starts_at`` has no time zone.
         ServerNotFound: There is no server program.
         ServerError: The server did not start; the message ends with its log.
     """
@@ -233,6 +236,7 @@ class RedisServer:
         port: int | None = None,
         config: Mapping[str, object] | None = None,
         persist: bool = False,
+        starts_at: datetime | None = None,
     ) -> None:
         self._binary = _given(binary) if binary else find_server()
         self.version, self.flavour, self.source = self._binary.version, self._binary.flavour, self._binary.source
@@ -246,6 +250,7 @@ class RedisServer:
         passwords = self._config.get("requirepass")
         self._password = passwords[-1][0] if passwords else ""
         self._persist = persist
+        self._starts_at = None if starts_at is None else with_zone(starts_at)
         self._directory: Path | None = None
         self._shell: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[[int, subprocess.Popen[bytes], int, str], RedisServer] | None = None
@@ -307,7 +312,8 @@ class RedisServer:
             return self
         self._forget_shell()
         self._output = b""
-        if not self._directory:
+        is_new = not self._directory
+        if is_new:
             self._make_directory()
         preload = PRELOAD if (self.directory / PRELOAD).exists() else ""
         program = [str(self._directory), f"{self._directory}/clock", preload, str(self._binary.path)]
@@ -326,11 +332,13 @@ class RedisServer:
                     raise ServerError(message)
                 raise ServerError(f"{self._binary.path} {self.version} did not start; expected PONG. Its log:\n{log}")
         self.pid = int((self.directory / "pid").read_text())
+        if is_new and self._starts_at and not preload:
+            self.clock.move_to(self._starts_at)
         return self
 
     def _make_directory(self) -> None:
         self._directory = short_directory(DIRECTORY_PREFIX.format(pid=os.getpid()), LONGEST_BASE_BYTES)
-        (self._directory / "clock").write_bytes(bytes(8))
+        (self._directory / "clock").write_bytes(offset_bytes(self._starts_at) if self._starts_at else bytes(8))
         if _shim():
             # A link, because a temporary directory may be mounted noexec.
             (self._directory / PRELOAD).symlink_to(_shim())

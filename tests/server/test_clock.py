@@ -213,6 +213,23 @@ def test_a_key_written_during_the_shift_is_kept(
     assert client.get("session:1") == b"new"
 
 
+def test_a_server_starts_in_the_past(any_server: RedisServer) -> None:
+    past = datetime.now(UTC) - timedelta(days=30)
+    with RedisServer(binary=any_server._binary.path, persist=True, starts_at=past) as server, server.client() as client:
+        assert abs(server.clock.now() - past) < timedelta(minutes=1)
+        assert abs(client.execute_command("LASTSAVE").timestamp() - past.timestamp()) < 60
+        client.set("k", 1, ex=60)
+        server.restart()
+        assert client.get("k") == b"1"
+        server.clock.move_to(datetime.now(UTC))
+        assert client.get("k") is None
+
+
+def test_a_start_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(PolicyError, match="has no time zone"):
+        RedisServer(starts_at=datetime(2026, 1, 1))  # noqa: DTZ001  # the mistake
+
+
 def test_a_clock_set_back_takes_no_cpu_time(any_server: RedisServer, client: redis.Redis) -> None:
     def used_s() -> float:
         stats = client.info("cpu")
