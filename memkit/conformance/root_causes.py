@@ -93,12 +93,19 @@ _RULES = (
     ),
     _Rule(
         "an append is several commands, and a fault between them leaves half a write",
-        found_by=("crash_in_append", "expire_denied"),
+        found_by=("crash_in_append",),
         symptoms=frozenset(Symptom) - {Symptom.ERROR_HIDDEN},
         explains=(
             *("crash_in_append", "expire_denied", "write_denied", "full_memory", "replica_without_primary"),
             *("lost_reply", "append_after_expiry"),
         ),
+    ),
+    # One script or one transaction is whole after a crash, but a script is not rolled back if a command is refused.
+    _Rule(
+        "an append leaves its message without a TTL if Redis refuses to set the TTL",
+        found_by=("expire_denied",),
+        symptoms=frozenset({Symptom.NO_EXPIRY}),
+        explains=("expire_denied",),
     ),
     _Rule(
         "writers at the same time lose each other's messages",
@@ -108,8 +115,8 @@ _RULES = (
     ),
 )
 _TRIMS = ("long_dialogue", "order", "round_trip")
-_OPTIONAL = ("reopen_shorter", "ttl_fraction", "ttl_not_positive")
-"""Cases of rarely used options: named after the others if nothing else decides."""
+_OPTIONAL = ("reopen_shorter", "ttl_fraction", "ttl_not_positive", "expire_denied")
+"""Cases of rarely used options, or of a rare fault: named after the others if nothing else decides."""
 
 
 def root_causes(results: Sequence[CaseResult]) -> list[RootCause]:

@@ -339,6 +339,20 @@ def test_first_root_cause_is_the_right_one(store: type[Any], others: tuple[str, 
     assert [cause.case for cause in result.root_causes] == [store.found_by]
 
 
+class TtlAtTheEndOfAScript(ListScript):
+    """One command, whole after a crash; a script is not rolled back if PEXPIRE is refused."""
+
+    script = """
+        redis.call('RPUSH', KEYS[1], ARGV[1])
+        if tonumber(ARGV[2]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end"""
+
+
+def test_script_is_not_called_several_commands() -> None:
+    result = run_named(TtlAtTheEndOfAScript, "reopen_longer", "crash_in_append", "expire_denied")
+    (cause,) = result.root_causes
+    assert cause.sentence == "an append leaves its message without a TTL if Redis refuses to set the TTL"
+
+
 @pytest.mark.parametrize(
     ("store", "names"),
     [
