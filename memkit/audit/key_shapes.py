@@ -117,9 +117,6 @@ def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]
 def sessions_of(groups: Iterable[Group]) -> Iterator[list[Member]]:
     """Yield the keys of each session that has more than one."""
     by_session: defaultdict[str, list[Member]] = defaultdict(list)
-    groups = list(groups)
-    if len(groups) == 1:
-        return iter(())  # an id is all that varies in a name, so no two keys of one shape have the same
     for group in groups:
         for member in group.members:
             if member.session:
@@ -175,8 +172,6 @@ def narrowest_prefix(affected: Sequence[bytes], everything: Sequence[bytes], def
 def alike(expected: str, seen: str) -> bool:
     """Whether two prefixes may be one, written differently: case, separators, plural, an environment before it."""
     one, other = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (expected, seen))
-    if not one or not other:
-        return False
-    if one in other or (other in one and len(other) >= FEWEST):
+    if one and (one in other or (other in one and len(other) >= FEWEST)):
         return True
     return SequenceMatcher(None, one, other).ratio() >= ALIKE_RATIO

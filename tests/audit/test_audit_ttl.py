@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from incidents import DAY, HOUR, MINUTE, Write
@@ -233,3 +233,67 @@ def test_second_that_is_left_is_judged_by_its_chance(expected: str, found: bool)
     policy = ExpiryPolicy.sliding(expected)
     analysis = LifetimeAnalysis(keys, Expectation("chat:*", policy), ServerHistory(now, now - 300 * int(HOUR) * 1000))
     assert bool(analysis.anomalies()) == found
+
+
+def anomalies_of(sessions: Sequence[tuple[float, float, float]], touches: int | None) -> list[tuple[str, str]]:
+    """Return the kind and the confidence of what is wrong with sessions that should have 7 days.
+
+    Args:
+        sessions: How long ago each was written, its TTL, and how long ago it was accessed last; seconds.
+        touches: How many commands that leave the TTL the server has counted.
+    """
+    now = 1_795_000_000_000
+    keys = [
+        KeyFacts(b"chat:%d" % n, "list", now + int(1000 * (ttl_s - age_s)), now - int(accessed_s) * 1000, now, None)
+        for n, (age_s, ttl_s, accessed_s) in enumerate(sessions)
+    ]
+    history = ServerHistory(now, now - 300 * int(DAY) * 1000, reads=touches, touches=touches, expired=1_000)
+    found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
+    return [(one.kind, one.confidence) for one in found]
+
+
+def unread(count: int, newest_s: float, oldest_s: float, ttl_s: float) -> list[tuple[float, float, float]]:
+    return [(age_s, ttl_s, age_s) for age_s in (newest_s + n * (oldest_s - newest_s) / count for n in range(count))]
+
+
+@pytest.mark.parametrize(
+    ("sessions", "if_read"),
+    [
+        # A job reads each session two days after its write, and all are older.
+        ([(age_s, ttl_s, age_s - 2 * DAY) for age_s, ttl_s, _ in unread(60, 2 * DAY, 6.9 * DAY, 7 * DAY)], "possible"),
+        # Every fourth session is given two days, or was read when it had two days left.
+        (unread(140, 0, 6.9 * DAY, 7 * DAY) + unread(40, 0, 1.9 * DAY, 2 * DAY), "possible"),
+        # All were given four days until yesterday, or a job has read all that are older than that.
+        (unread(60, 0, 1.4 * DAY, 7 * DAY) + unread(60, 1.4 * DAY, 3.9 * DAY, 4 * DAY), None),
+    ],
+)
+def test_reads_that_the_server_did_not_count(sessions: list[tuple[float, float, float]], if_read: str | None) -> None:
+    assert anomalies_of(sessions, touches=len(sessions)) == ([("short", if_read)] if if_read else [])
+    assert anomalies_of(sessions, touches=0) == [("short", "proven")]
+
+
+@pytest.mark.parametrize(("jitter", "confidence"), [(0.0, "proven"), (0.1, "likely")])
+def test_no_job_reads_sessions_near_their_end(jitter: float, confidence: str) -> None:
+    dice = random.Random(3)
+    usual = unread(1_500 if jitter == 0 else 300, 0, 6.9 * DAY, 7 * DAY)
+    short = [
+        (age_s, ttl_s * dice.uniform(1 - jitter, 1 + jitter), age_s)
+        for age_s, ttl_s, _ in unread(60, 0, 13 * HOUR, 15 * HOUR)
+    ]
+    assert anomalies_of([*usual, *short], touches=None) == [("short", confidence)]
+    assert anomalies_of(usual, touches=None) == []
+
+
+def test_jittered_ttl_of_all_sessions_is_found() -> None:
+    dice = random.Random(3)
+    sessions = [(age_s, ttl_s * dice.uniform(0.9, 1.1), age_s) for age_s, ttl_s, _ in unread(60, 0, 2.5 * DAY, 3 * DAY)]
+    assert anomalies_of(sessions, touches=None) == [("short", "likely")]
+
+
+def test_copied_ttls_differ_from_a_unit_mistake() -> None:
+    """A script wrote 30 sessions in two seconds: 7 days in the wrong unit, or what was left of them elsewhere."""
+    dice, usual = random.Random(3), unread(100, 0, 6.9 * DAY, 7 * DAY)
+    mistake = [*usual, *unread(30, 200, 202, 604.8)]
+    copied = [(age_s, dice.uniform(HOUR, 3 * HOUR), age_s) for age_s, _, _ in unread(30, 200, 202, HOUR)]
+    assert anomalies_of(mistake, touches=None) == [("short", "likely")]
+    assert anomalies_of([*usual, *copied], touches=None) in ([], [("short", "possible")])

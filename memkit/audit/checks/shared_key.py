@@ -51,9 +51,7 @@ def shared_key(expected: Expectation, groups: Sequence[Group]) -> Finding | None
     words = {one: one.rpartition(":")[2].lower() for one in sizes if (not one.endswith(":") if one else empty)}
     none = (one for one in words if words[one] in NO_VALUES or any(NO_ID.search(each.key) for each in sessions[one]))
     nameless = list(none) if expected.prefix else []
-    largest = max(nameless or sizes, key=lambda one: sizes[one], default=None)
-    if largest is None:
-        return None
+    largest = max(nameless or sizes, key=lambda one: sizes[one])
     others = [one for session, own in sessions.items() if session != largest for one in own]
     rest = max((size for session, size in sizes.items() if session != largest), default=0)
     times = sorted(written_ms(expected, one) for one in others)
