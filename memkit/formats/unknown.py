@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from memkit.formats.model import Item, Note, Problem, SessionValues, Turn, few, seconds
 from memkit.formats.parsing.any_message import spoken_lines
+from memkit.formats.parsing.bounded_json import TOO_DEEP, TOO_LONG, json_start, parse
 from memkit.formats.parsing.conversation import (
     LIKELY_FIELDS,
     Entry,
@@ -222,8 +223,11 @@ def _reason(raw: RedisValue, payload: bytes) -> Problem | Note | None:
         reason = f"partly decoded: the payload is readable {inner}, and no messages are found in it"
         return Problem("partly_decoded", raw.name, reason)
     if inner in ("text", "empty"):
-        shown = inner == "text" and raw.kind != "hash"
-        return Note("partly decoded: the payload is plain text, and shows no roles") if shown else None
+        if inner == "empty" or raw.kind == "hash":
+            return None
+        fault = parse(payload).fault if json_start(payload) in (b"{", b"[") else None
+        limit = fault and fault.message in (TOO_DEEP, TOO_LONG) and f"may be JSON, but is not read: {fault.message}"
+        return Note(f"partly decoded: the payload {limit or 'is plain text, and shows no roles'}")
     more = ""
     if inner == "pickle":
         opcodes = pickle_opcodes(found.inner)

@@ -333,8 +333,9 @@ def _or_default(call: Callable[[], T], otherwise: T) -> T:
 
 
 def _ambiguous(wanted: str, choices: Sequence[tuple[str, str]]) -> AmbiguousSession:
-    listed = "; ".join(f"{printable(key, 200)} ({store})" for store, key in choices)
-    message = f"{printable(wanted, 200)!r} fits {len(choices)} sessions; give one of these keys: {listed}"
+    listed = "; ".join(f"{printable(key, 200)} ({store})" for store, key in choices[:_LEADS])
+    listed += f"; and {len(choices) - _LEADS:,} more" if len(choices) > _LEADS else ""
+    message = f"{printable(wanted, 200)!r} fits {len(choices):,} sessions; give one of these keys: {listed}"
     return AmbiguousSession(message, tuple(key for _, key in choices))
 
 

@@ -185,16 +185,19 @@ class Reader:
         if refusals:
             return RedisValue(name, kind, unread_reason=f"the server refused to read it ({refusals[0]})")
         if not replies:
-            over = f"its {size_bytes:,} bytes exceed the limit of {MAX_BYTES >> 20} MB"
+            over = _over(size_bytes, "bytes", MAX_BYTES)
             return RedisValue(name, kind, unread_reason=over if kind in _ALL else f"keys of type {kind} are not read")
         if kind == "list" and len(replies) == 1:
             return self._long_list(name, replies[0], size_bytes)
         if kind in _COUNT and isinstance(replies[0], int):
             if replies[0] > self.budget.elements_left:
-                over = f"its {replies[0]:,} elements exceed the limit of {MAX_ELEMENTS:,}"
+                over = _over(replies[0], "elements", MAX_ELEMENTS)
                 return RedisValue(name, kind, total=replies[0], unread_reason=over)
             key = to_bytes(name)
             replies = self.target.route(key).send([_whole(key, kind)]).take()
+        if kind == "string" and len(replies[1] or b"") < replies[0] <= self.budget.bytes_left:
+            whole = self.target.route(to_bytes(name)).ask("GET", to_bytes(name))  # MEMORY USAGE counts more
+            replies = replies if refused(whole) else [replies[0], whole]
         value = _built(name, kind, request, replies)
         return value._replace(partial=True) if len(value.scores) >= self.budget.elements_left else value
 
@@ -280,11 +283,17 @@ def _whole(key: bytes, kind: str) -> Command:
     return command(name, key, *arguments)
 
 
+def _over(count: int, unit: str, limit: int) -> str:
+    """Return why a value is not read whole: it is over a limit of a session, alone or beside other keys."""
+    shown = f"{limit >> 20} MB" if limit == MAX_BYTES else f"{limit:,}"
+    return f"its {count:,} {unit} exceed {'' if count > limit else 'what is left of '}the limit of {shown}"
+
+
 def _built(name: str, kind: str, request: KeyRequest, replies: list[Reply]) -> RedisValue:
     """Return a value from the replies to the commands of its plan."""
     total, value = replies if len(replies) == 2 else (0, replies[0])
     if kind == "string":
-        over = f"its {total:,} bytes exceed the limit of {MAX_BYTES >> 20} MB" if len(value or b"") < total else ""
+        over = _over(total, "bytes", MAX_BYTES) if len(value or b"") < total else ""
         return RedisValue(name, kind, data=value or b"", total=total, unread_reason=over)
     if kind == JSON_KIND:
         return RedisValue(name, kind, data=value or b"", total=len(value or b""))

@@ -155,6 +155,18 @@ def test_settings_are_no_transcript() -> None:
     assert turns(decoded(string(b"model: gpt-4o\nsystem: be kind\ntemperature: 1"))) == []
 
 
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (b"[" * 9_000 + b"]" * 9_000, "nested too deeply"),
+        (b'{"n": ' + b"9" * 5_000 + b"}", "an integer of over 4,300 digits"),
+    ],
+)
+def test_json_over_a_limit_is_not_called_text(payload: bytes, why: str) -> None:
+    (note,) = decoded(string(payload))
+    assert note == Note(f"partly decoded: the payload may be JSON, but is not read: {why}")
+
+
 def test_lines_without_roles_are_partly_decoded() -> None:
     (note,) = decoded(elements(b"hi there", b"how are you"))
     assert note == Note("partly decoded: the payload is plain text, and shows no roles")

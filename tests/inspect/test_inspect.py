@@ -257,6 +257,14 @@ def test_a_key_leads_to_its_own_session_only(key: str, client: redis.Redis) -> N
     assert len(set(report.notes)) == len(report.notes)
 
 
+def test_many_sessions_of_an_id_are_not_all_listed(client: redis.Redis) -> None:
+    for number in range(1_000):
+        client.rpush(f"tenant:{number}:u7:messages", "v")
+    with pytest.raises(AmbiguousSession, match="fits 1,000 sessions.*; and 980 more$") as caught:
+        inspect_session(client, "u7")
+    assert len(caught.value.keys) == 1_000
+
+
 def test_two_prefixes_of_one_store_are_ambiguous(client: redis.Redis) -> None:
     for prefix in ("message_store:", "tenant-7/"):
         client.lpush(prefix + "s1", *capture.capture("langchain-community")["keys"][0]["value"])
@@ -461,6 +469,11 @@ def test_values_over_the_limits_are_cut_and_reported(client: redis.Redis) -> Non
     assert problem.message == "its 100,500 elements exceed the limit of 100,000"
     client.set("k", b"\x00" * (65 << 20))
     assert causes(inspect_session(client, "k")) == ["no_ttl", "unreadable"]
+    client.set("k", b"\x00" * (60 << 20))  # takes 64 MB and more of the server's memory
+    assert "unreadable" not in causes(inspect_session(client, "k"))
+    client.mset({f"chat:u1:{part}": b"\x00" * (40 << 20) for part in ("history", "meta")})
+    (problem,) = [one for one in inspect_session(client, "u1").problems if one.cause == "unreadable"]
+    assert problem.message == "its 41,943,040 bytes exceed what is left of the limit of 64 MB"
 
 
 def hashes(client: redis.Redis, texts: list[str], **more: str) -> None:

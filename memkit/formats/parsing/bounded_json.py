@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import orjson
 
 MAX_UNFOLDED_BYTES = 48 << 20
+TOO_DEEP, TOO_LONG = "nested too deeply", "an integer of over 4,300 digits"
+"""What Python's parser does not read, although it may be JSON."""
 _SMALL = 64 << 10  # unfolds to 2 MB at worst: not worth counting
 _LARGE = 4 << 20  # orjson 3.11 sets 12 times a document's size aside; beyond this, Python's own parser takes less
 _ASTRAL = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
@@ -61,11 +63,11 @@ def parse(data: bytes) -> Parsed:
     try:
         value = json.loads(text[mark:], parse_constant=seen_nan.append)
     except RecursionError:
-        return Parsed(None, Fault("nested too deeply", _byte(text, mark + at)))
+        return Parsed(None, Fault(TOO_DEEP, _byte(text, mark + at)))
     except json.JSONDecodeError as error:
         return Parsed(None, Fault("not valid JSON", _byte(text, mark + max(at, error.pos))))
     except ValueError:
-        return Parsed(None, Fault("an integer of over 4,300 digits", _byte(text, mark + at)))
+        return Parsed(None, Fault(TOO_LONG, _byte(text, mark + at)))
     return Parsed(value, nan=bool(seen_nan))
 
 
