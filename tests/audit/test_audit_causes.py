@@ -332,6 +332,24 @@ def test_all_ttls_left_are_healthy_without_idle_times(blind: RedisServer) -> Non
     assert audited(blind, spread("chat:", 120, 0, 6.9 * DAY, WEEK), {"chat:*": "7d"}).findings == ()
 
 
+def test_all_ttls_nearly_whole_without_idle_times(blind: RedisServer) -> None:
+    """All were renewed within ten seconds, an hour ago: no key has so little left that its TTL may be shorter."""
+    report = audited(blind, spread("chat:", 60, HOUR, HOUR + 10, WEEK), {"chat:*": "7d"})
+    assert (report.verdict.status, report.findings) == ("healthy", ())
+
+
+def test_gap_between_short_ttls_left_ends_none(blind: RedisServer) -> None:
+    with blind.client() as client:
+        for n in range(30):
+            client.set(f"chat:gone-{n}", "{}", px=1)
+        for n in range(20):
+            client.set(f"chat:{n}", "{}", px=round((1.2 if n < 6 else 5.4) * MINUTE / 19 * 1000 * (n + 1)))
+        while client.info()["expired_keys"] < 30:
+            client.exists(*[f"chat:gone-{n}" for n in range(30)])
+    found = the_finding(audit(blind.url, expect={"chat:*": "1h"}, duty=1))
+    assert (found.cause, found.keys) == ("ttl_too_short", 20)
+
+
 def test_pause_without_idle_times_is_possible(blind: RedisServer) -> None:
     # A day's sessions, a night in which one was written, and an audit before the next ones.
     writes = [*spread("chat:", 60, 13 * HOUR, 23 * HOUR, DAY), Write("chat:night", HOUR, DAY)]

@@ -106,6 +106,7 @@ def test_reads_at_one_age_before_a_pause_prove_nothing(seed: int) -> None:
     history = ServerHistory(now, now - 300 * int(HOUR) * 1000)
     found = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("7d")), history).anomalies()
     assert {one.confidence for one in found} <= {"possible"}
+    assert all(one.reasons[0].endswith("reads cannot do that, unless a job reads sessions at one age") for one in found)
 
 
 def test_keys_written_during_the_audit_date_no_end() -> None:

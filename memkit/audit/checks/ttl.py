@@ -201,7 +201,7 @@ def _not_written(analysis: LifetimeAnalysis, context: AuditContext) -> str | Non
         return None
     if sum(one.get("expires", 0) > 0 for one in others) > 1:
         return f"no key was written since {context.when(last)}, while another database has keys with a TTL"
-    if context.history.idle_known:
+    if context.history.idle_known or all(one.left >= analysis.floor for one in analysis.all):
         return None
     ttl = duration(analysis.ttl)
     return f"no key was given a TTL of {ttl} since {context.when(last)}; without idle times, shorter ones may not show"

@@ -434,7 +434,10 @@ class LifetimeAnalysis:
 
     def _constant_difference(self, suspects: Suspects) -> tuple[Confidence | None, str]:
         peak, members, others = suspects
-        reason = "deadlines and last accesses vary, but their difference is the same for all keys; reads cannot do that"
+        constant = (
+            "deadlines and last accesses vary, but their difference is the same for all keys; reads cannot do that"
+        )
+        by_job = f"{constant}, unless a job reads sessions at one age"
         # People who come back at the same hour every day make a wide heap of reads; but not one that began when the
         # writes under the expected TTL ended, and none near the short end.
         switched = self._when(suspects).bound == "lower bound"
@@ -446,11 +449,11 @@ class LifetimeAnalysis:
             # Chance can imitate a jitter (3 of 77,000 healthy samples, simulated). If all writes have paused, a job
             # that goes on reading sessions at one age looks like a new TTL.
             if self._may_be_a_job(suspects):
-                return "possible", reason
-            by_job = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
-            return "likely" if peak.wide or by_job else "proven", reason
+                return "possible", by_job
+            late = peak.low > LATEST_READ * self.ttl and not self.too_few_touches(members)
+            return ("likely", by_job if late else constant) if peak.wide or late else ("proven", constant)
         untouched = self._has_older_unread(peak, others)
-        return ("possible", reason) if untouched or len(others) < FEWEST else (None, "")
+        return ("possible", by_job) if untouched or len(others) < FEWEST else (None, "")
 
     def _has_older_unread(self, peak: TtlPeak, others: Sequence[KeyLifetime]) -> bool:
         """Whether a session is older than the reads that would explain these keys, and was not read."""
@@ -747,7 +750,8 @@ def _onset(suspects: Suspects) -> float:
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:
-    """Return how many of the smallest are crowded together before a gap; 0 if there is no such edge."""
+    """Return how many of the smallest are crowded together before a gap, the most; 0 if there is no such edge."""
+    found = 0
     for index in range(FEWEST + 1, len(lefts)):
         last = index == len(lefts) - 1
         top, after = lefts[index], ttl if last else lefts[index + 1]
@@ -757,5 +761,5 @@ def _edge(lefts: Sequence[int], ttl: int) -> int:
         even = gap <= top * (math.log(count) + DOUBT_NATS) / count
         crowded = count / max(top, 1) >= CROWDED * max(len(lefts) - count, 1) / ttl
         if top < ttl / 2 and after > DESERTED * top and crowded and even:
-            return count
-    return 0
+            found = count
+    return found
