@@ -259,7 +259,7 @@ def test_a_key_leads_to_its_own_session_only(key: str, client: redis.Redis) -> N
 
 def test_many_sessions_of_an_id_are_not_all_listed(client: redis.Redis) -> None:
     for number in range(1_000):
-        client.rpush(f"tenant:{number}:u7:messages", "v")
+        client.rpush(f"tenant:{number}:u7:messages", json.dumps({"role": "user", "content": "hi"}))
     with pytest.raises(AmbiguousSession, match="fits 1,000 sessions.*; and 980 more$") as caught:
         inspect_session(client, "u7")
     assert len(caught.value.keys) == 1_000
