@@ -12,6 +12,7 @@ from servers import every_server
 from waiting import wait_for
 from worlds import DAY, HOUR, Event, Traffic, false_alarms
 
+from memkit.audit import audit
 from memkit.audit.report import AuditReport
 from memkit.server import RedisServer
 
@@ -118,3 +119,87 @@ def test_words_that_some_sessions_are_named_after(traffic: Traffic) -> None:
     events = [one for name in ("en", "de", "fr") for one in traffic.write(f"chat:{name}", 100.0)]
     events += [(50.0, ("SADD", "languages", "en", "de", "fr", "it", "es", "pt", "nl"))]
     assert causes(replace(traffic.world(events), full=True).audited()) == []
+
+
+@pytest.mark.parametrize(("first_s", "found"), [(2 * DAY, True), (1.2 * DAY, False)])
+def test_sessions_from_the_start_on_had_predecessors(first_s: float, found: bool, traffic: Traffic) -> None:
+    """The server started empty two days ago; people wrote at once, or the application was new."""
+    events = [one for age_s in traffic.times(0, first_s) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    report = traffic.world(events, age_s=2 * DAY + 60).audited()
+    assert ("restarted", "possible") in causes(report) or not found
+    assert false_alarms(report) == []
+    assert found or causes(report) == []
+
+
+def test_locks_beside_sessions_that_expire(traffic: Traffic) -> None:
+    """Strings are set and deleted; expired_keys counts the sessions that ended, and no string."""
+    events = traffic.sessions() + [
+        one for age_s in traffic.times(7.1 * DAY, 13 * DAY) for one in traffic.write(f"chat:{traffic.uid()}", age_s)
+    ]
+    for n, age_s in enumerate(traffic.times(0, 13 * DAY)):
+        events += [(age_s, ("SET", f"lock:{n}", "1", "NX", "PX", 30_000)), (age_s, ("DEL", f"lock:{n}"))]
+    report = traffic.world(events).audited()
+    assert causes(report) == []
+
+
+def test_release_that_drops_the_ttl_is_dated_by_writes(traffic: Traffic) -> None:
+    """All sessions without a TTL were read a minute ago: their last accesses date nothing."""
+    events = traffic.sessions(newest_s=2 * DAY, reads=0)
+    for age_s in traffic.times(0, 2 * DAY):
+        key = f"chat:{traffic.uid()}"
+        events += [*traffic.write(key, age_s, ttl_s=None), traffic.read(key, 60.0)]
+    report = traffic.world(events, steps=500).audited()
+    (found,) = (one for one in report.findings if one.cause == "no_ttl")
+    assert found.since
+    assert timedelta(days=1.5) < report.at - found.since < timedelta(days=2.5)
+
+
+@pytest.mark.parametrize("renewed_s", [WEEK, HOUR])
+def test_second_look_at_sessions_that_are_renewed(renewed_s: float, traffic: Traffic) -> None:
+    with traffic.world(traffic.sessions()).played() as server, server.client() as client:
+
+        def renew(_done: int, _of: int) -> None:
+            for key in client.scan_iter("chat:*"):
+                client.expire(key, round(renewed_s))
+
+        report = audit(server.url, expect={"chat:*": "7d"}, duty=1, watch_s=0.2, progress=renew)
+    assert any("60 of 60 keys" in note for note in report.notes)
+    assert causes(report) == ([] if renewed_s == WEEK else [("ttl_too_short", "proven")])
+
+
+@pytest.mark.parametrize("cut", ["answer", "message"])
+def test_answers_that_look_like_json_are_no_damage(cut: str, traffic: Traffic) -> None:
+    """A model was asked for JSON and stopped at its limit; beside texts that is one, beside JSON it is damage."""
+    traffic.count = 30
+    values = [traffic.text() if cut == "answer" else traffic.message() for _ in range(29)] + ['{"total": "12 EUR", "i']
+    events = [
+        (age_s, ("SET", f"chat:{traffic.uid()}", value, "PX", round(1000 * WEEK)))
+        for age_s, value in zip(traffic.times(), values, strict=True)
+    ]
+    report = replace(traffic.world(events), full=True).audited()
+    assert (("corrupt", "proven") in causes(report)) == (cut == "message")
+
+
+def test_random_bytes_that_begin_like_gzip(traffic: Traffic) -> None:
+    """Encrypted payloads without a header of their own: of 17 million, one begins like gzip."""
+    events = []
+    for n, age_s in enumerate(traffic.times()):
+        value = (b"\x1f\x8b\x08\x00" if n == 7 else b"\xf1\x03") + traffic.dice.randbytes(200)
+        events += [(age_s, ("SET", f"chat:{traffic.uid()}", value, "PX", round(1000 * WEEK)))]
+    assert ("corrupt", "proven") not in causes(replace(traffic.world(events), full=True).audited())
+
+
+@pytest.mark.parametrize("renews", [True, False])
+@pytest.mark.parametrize("kind", ["stream", "zset"])
+def test_entries_of_streams_and_zsets_date_writes(kind: str, renews: bool, traffic: Traffic) -> None:
+    """The server dates the entries of a stream; applications score messages with the time."""
+    now, events = datetime.now(UTC), []
+    for age_s in traffic.times(0, 2 * DAY):
+        key = f"chat:{traffic.uid()}"
+        for n, at_s in enumerate((age_s + traffic.dice.uniform(DAY, 4.9 * DAY), age_s)):
+            score = (now - timedelta(seconds=at_s)).timestamp()
+            made = ("XADD", key, "*", "text", "hello") if kind == "stream" else ("ZADD", key, score, f"hello there {n}")
+            events += [(at_s, made)]
+            events += [(at_s, ("EXPIRE", key, round(WEEK)))] if renews or n == 0 else []
+    report = replace(traffic.world(events, steps=500), full=True).audited()
+    assert causes(report) == ([] if renews else [("not_refreshed", "proven")])
