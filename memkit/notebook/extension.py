@@ -63,23 +63,37 @@ class _ServerNotFound(_MessageOnly, ServerNotFound):
     """A ServerNotFound error that a notebook shows without a traceback."""
 
 
-@cache
 def server() -> RedisServer:
-    """Return this notebook's private server; it starts at the first call and stops with the kernel."""
-    # Without fsync the file has each write before its reply too, and a notebook does not wait for the disk.
-    return RedisServer(persist=True, config={"appendfsync": "no"}).start()
+    """Return this notebook's private server: started at the first call or if it has ended, until the kernel stops."""
+    return _server().start()
 
 
 @cache
+def _server() -> RedisServer:
+    # Without fsync the file has each write before its reply too, and a notebook does not wait for the disk.
+    return RedisServer(persist=True, config={"appendfsync": "no"})
+
+
 def server_with_expire_options() -> RedisServer:
     """Return a private server that has EXPIRE with NX, XX, GT, LT: this notebook's, if it does."""
-    binary = semantics.binary_with_expire_options() if semantics.lacks_expire_options(server()) else None
-    return RedisServer(binary=binary.path).start() if binary else server()
+    return _server_with_expire_options().start()
 
 
 @cache
+def _server_with_expire_options() -> RedisServer:
+    binary = semantics.binary_with_expire_options() if semantics.lacks_expire_options(server()) else None
+    return RedisServer(binary=binary.path) if binary else server()
+
+
 def incident() -> RedisServer:
-    """Return the private server of the demo incident; the first call replays it there, and it continues."""
+    """Return the private server of the demo incident, replayed at the first call or if the server has ended."""
+    if not _incident().running:
+        _incident.cache_clear()
+    return _incident()
+
+
+@cache
+def _incident() -> RedisServer:
     replayed = load_incident(demo_server().start())
     continue_incident(replayed.url)
     return replayed

@@ -225,6 +225,16 @@ def test_a_killed_kernel_leaves_no_server(start: Callable[..., Kernel]) -> None:
         assert_gone(pid, directory)
 
 
+def test_cells_run_again_after_a_server_ended(start: Callable[..., Kernel]) -> None:
+    kernel = start()
+    kernel.run("%load_ext memkit\nimport memkit.notebook as n\nn.server().client().set('k', 'v')")
+    for name, cell in (("n.server()", "n.server().client().get('k')"), ("n.incident()", "n.is_demo()")):
+        pid, _ = kernel.server(name)
+        kernel.run(f"{name}.kill()")
+        assert kernel.run(f"assert {cell}") == ""
+        assert kernel.server(name)[0] != pid
+
+
 def test_an_old_server_is_replaced_for_expire_options(start: Callable[..., Kernel]) -> None:
     old = every_server()["redis-6.2"]
     if not old:
