@@ -4,14 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from memkit.audit.checks.ttl_inference import rounded
+from memkit.audit.checks.ttl_peaks import FEWEST
 from memkit.audit.finding import Finding
 from memkit.audit.key_shapes import groups_of, narrowest_prefix
 from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
-
-FEWEST_SHORT = 3
-"""Of fewer, users may have ended the sessions: some applications shorten the TTL then."""
 
 
 def measured_renewals(
@@ -64,7 +62,8 @@ def measured_renewals(
         keys=len(short),
         message=f"writes to keys matching {prefix}* set a TTL of {duration(observed)} instead of "
         f"{duration(expected.ttl_ms)}, measured during the audit",
-        confidence="proven" if len(short) >= FEWEST_SHORT and not on_purpose else "possible",
+        # Of fewer, users may have ended the sessions: some applications shorten the TTL then.
+        confidence="proven" if len(short) >= FEWEST and not on_purpose else "possible",
         observed_ms=observed,
         evidence=(
             f"{counted(len(short), 'key')} got a new deadline within {seconds:,.0f} s",

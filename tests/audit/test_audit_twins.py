@@ -203,3 +203,14 @@ def test_entries_of_streams_and_zsets_date_writes(kind: str, renews: bool, traff
             events += [(at_s, ("EXPIRE", key, round(WEEK)))] if renews or n == 0 else []
     report = replace(traffic.world(events, steps=500), full=True).audited()
     assert causes(report) == ([] if renews else [("not_refreshed", "proven")])
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_part_of_two_sessions_that_is_not_renewed(renewed: bool, traffic: Traffic) -> None:
+    """A word is a part's name if it stands behind whole names of other keys, however few these are."""
+    events = []
+    for name in ("chat:17", "chat:18"):
+        for n, age_s in enumerate((5 * DAY, 3 * DAY, HOUR)):
+            events += traffic.write(name, age_s)
+            events += traffic.write(f"{name}:meta", age_s, kind="hash") if renewed or n == 0 else []
+    assert {cause for cause, _ in causes(traffic.world(events).audited())} == (set() if renewed else {"mixed_ttl"})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from memkit.audit.checks.auxiliary_keys import FEWEST_SESSIONS, FLAG_BYTES, SIZED_KEYS, usual_bytes
 from memkit.audit.checks.ttl_inference import DOUBT_NATS, LifetimeAnalysis
-from memkit.audit.checks.ttl_peaks import TOGETHER_MS
+from memkit.audit.checks.ttl_peaks import FEWEST, TOGETHER_MS
 from memkit.audit.context import AuditContext
 from memkit.audit.finding import Finding, Since
 from memkit.audit.key_shapes import Group, narrowest_prefix
@@ -13,7 +13,6 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.render import counted, duration
 
-FEWEST_AFTER = 3
 QUIETER = 0.5
 """Accesses at less than half the former rate are reads of what was written before."""
 
@@ -54,8 +53,6 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
     if since and since.bound == "until":
         step = "set a TTL on the remaining keys once: EXPIRE KEY SECONDS NX"
         evidence.append(f"every key written since {context.when(since.at_ms)} has a TTL: the fault has ended")
-    if prefix != expected.prefix:
-        evidence.append(f"all of them match {prefix}*")
     return Finding.of(
         "no_ttl",
         expected,
@@ -105,7 +102,7 @@ def _since(
 def _ended(accesses: Sequence[int], analysis: LifetimeAnalysis, now_ms: int) -> int | None:
     """Return when keys with a TTL began to be written, if hardly any key without one was accessed since."""
     exact = [one for one in analysis.right if one.known and abs(one.given - analysis.ttl) <= TOGETHER_MS]
-    if len(exact) < FEWEST_AFTER:
+    if len(exact) < FEWEST:
         return None
     began = min(one.accessed for one in exact)
     before, after = sum(one < began for one in accesses), sum(one >= began for one in accesses)

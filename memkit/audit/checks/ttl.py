@@ -25,7 +25,6 @@ from memkit.audit.checks.ttl_inference import (
     TtlAnomaly,
     analyses_of,
     common_ttl,
-    have_stopped,
     lifetimes_of,
     rounded,
     spread,
@@ -273,13 +272,12 @@ def _anomalies(
 def _as_new_shape(anomaly: TtlAnomaly, healthy: Sequence[LifetimeAnalysis], now_ms: int) -> TtlAnomaly:
     """Return the anomaly of sessions of a new shape: likely if the old one is not written since."""
     last = max(one.last_write(one.within) or 0 for one in healthy)
-    ends = [each.deadline for one in healthy for each in one.within]
     like = "their type and size are those of the sessions with the expected TTL, and they share no ids with these"
     first = anomaly.first_seen_ms or 0
     # With few sessions, a pause of a day or two is usual.
-    chance = max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** len(ends)
+    chance = max(0.0, 1 - (now_ms - last) / healthy[-1].ttl) ** sum(len(one.within) for one in healthy)
     few = anomaly.keys < FEWEST_SESSIONS or chance > PAUSE_CHANCE
-    if few or last > first + TOGETHER_MS or not have_stopped(ends, now_ms - last):
+    if few or last > first + TOGETHER_MS:
         return replace(anomaly, confidence="possible", reasons=(*anomaly.reasons, like))
     reasons = (*anomaly.reasons, like, "the other shape is not written since")
     confidence = anomaly.confidence if anomaly.confidence == "possible" else "likely"
