@@ -105,6 +105,11 @@ def speed(url: str, path: str) -> None:
     ):
         took = best(what, times)
         print(f"audit, {name}: {took:.2f} s, {took / base:.2f} x", flush=True)
+    with redis.Redis.from_url(url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lfu")
+        took = best(lambda: audit(url, expect=expect, full=True, duty=1), 1)
+        client.config_set("maxmemory-policy", "noeviction")
+    print(f"audit, full, throttle off, no idle times (LFU): {took:.2f} s, {took / base:.2f} x", flush=True)
     for option in ("--bigkeys", "--memkeys"):
         took_cli = redis_cli(path, option)
         print(f"redis-cli {option}: " + (f"{took_cli:.2f} s, {took_cli / base:.2f} x" if took_cli else "not here"))

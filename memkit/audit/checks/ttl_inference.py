@@ -14,7 +14,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from memkit.audit.checks.ttl_peaks import (
@@ -751,15 +750,12 @@ def _onset(suspects: Suspects) -> float:
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:
     """Return how many of the smallest are crowded together before a gap, the most; 0 if there is no such edge."""
-    found = 0
-    for index in range(FEWEST + 1, len(lefts)):
-        last = index == len(lefts) - 1
-        top, after = lefts[index], ttl if last else lefts[index + 1]
-        count = index + 1
+    found = gap = 0
+    for count, (before, top, after) in enumerate(zip([0, *lefts], lefts, [*lefts[1:], ttl], strict=False), 1):
+        gap = max(gap, top - before)
         # Of evenly spread values hardly any gap is larger; those of a few batches have larger ones.
-        gap = max(high - low for low, high in pairwise((0, *lefts[:count])))
         even = gap <= top * (math.log(count) + DOUBT_NATS) / count
         crowded = count / max(top, 1) >= CROWDED * max(len(lefts) - count, 1) / ttl
-        if top < ttl / 2 and after > DESERTED * top and crowded and even:
+        if count > FEWEST + 1 and top < ttl / 2 and after > DESERTED * top and crowded and even:
             found = count
     return found
