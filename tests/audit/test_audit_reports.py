@@ -259,6 +259,17 @@ def test_writes_under_several_ttls_are_dated_by_each(traffic: Traffic) -> None:
     assert (report.verdict.status, report.findings) == ("healthy", ())
 
 
+@pytest.mark.parametrize("set_it", [True, False])
+def test_note_of_a_ttl_that_no_key_shows(set_it: bool, traffic: Traffic) -> None:
+    """A login should prolong the session to 14 days, and only prolongs its cookie."""
+    traffic = replace(traffic, ttl_s=DAY)
+    events = traffic.sessions()
+    events += traffic.write("chat:remembered", 2 * DAY, ttl_s=14 * DAY) if set_it else []
+    report = traffic.world(events, expect=["chat:*=1d|14d"]).audited()
+    assert report.verdict.status == "healthy"
+    assert ("no key matching chat:* shows a TTL of 14d" in report.notes) != set_it
+
+
 def test_flush_of_sessions_with_two_ttls(traffic: Traffic) -> None:
     events = [*traffic.sessions(newest_s=5 * HOUR), (5 * HOUR, ("FLUSHDB",))]
     for age_s in traffic.times(60, 4.9 * HOUR):

@@ -47,7 +47,8 @@ def persistent_finding(expected: Expectation, sessions: Sequence[Group], context
             "have one: HSET removes the TTL of a field"
         )
         message += f"; {counted(without, 'field')} lost theirs"
-    step = "find the write that leaves no TTL (SET without EX; a crash before EXPIRE): memkit inspect URL KEY"
+    step = "find the write that leaves no TTL (SET without EX; EXPIRE before the key exists; a crash before EXPIRE): "
+    step += "memkit inspect URL KEY"
     if not like_sessions:
         step = f"memkit inspect URL KEY shows one; if these are no sessions: --expect '{shapes[0]}=never'"
     if since and since.bound == "until":

@@ -126,6 +126,8 @@ def diagnose(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCont
         diagnosis.unexplained = next(filter(None, doubts), None)
     diagnosis.reached = sum(len(one.reached) for one in analyses)
     diagnosis.notes += [layout_note] if layout_note else []
+    unseen = [duration(one.ttl) for one in analyses if not one.reached] if diagnosis.reached else []
+    diagnosis.notes += [f"no key matching {expected.pattern} shows a TTL of {ttl}" for ttl in unseen]
     too_long = any(one.kind == "long" for _, one in anomalies)
     healthy = bool(diagnosis.reached) and not diagnosis.findings and not diagnosis.unexplained
     # The idle times of a replica begin with the copy from its primary, those of RESTORE with that command.
