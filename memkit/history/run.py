@@ -493,6 +493,8 @@ def _from_recording(source: Source, query: _Query) -> History:
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
     fate = _beside_gaps(found.fate, gaps, time_of(ended_ms)) if found.fate and gaps else found.fate
+    if fate and fate.cause == "never_seen" and kind == "tracking":
+        fate = replace(fate, sentence=f"{fate.sentence}; what exists for milliseconds only is not seen")
     return replace(found, fate=fate, gaps=gaps)
 
 

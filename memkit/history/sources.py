@@ -58,8 +58,8 @@ def find_source(given: str | Path) -> Source:
     if path.is_dir() and (any(path.glob("*.manifest")) or any(path.glob("appendonlydir/*.manifest"))):
         return Source("aof", name, (path,))
     if path.is_dir():
-        shards = tuple(file for file in sorted(path.iterdir()) if file.is_file() and is_rdb(file))
-        logs = tuple(filter(_is_log, shards))
+        files = [file for file in sorted(path.iterdir()) if file.is_file()]
+        shards, logs = tuple(filter(is_rdb, files)), tuple(filter(_is_log, files))
         if len(logs) == 1:
             return Source("aof", name, logs)
         if not shards:
@@ -69,18 +69,23 @@ def find_source(given: str | Path) -> Source:
         raise SourceError(f"{path}: there is no such file or directory")
     if path.name.endswith(".manifest"):
         return Source("aof", name, (path,))
-    with path.open("rb") as file:
-        start = file.read(START_BYTES)
-    if start == RECORDING_MAGIC:
+    if _start(path) == RECORDING_MAGIC:
         return Source("recording", name, (path,))
-    if _AOF_START.match(start) or (is_rdb(path) and _is_log(path)):
+    if _is_log(path):
         return Source("aof", name, (path,))
     return Source("rdb", name, (path,))  # whatever it is, the RDB reader states it
 
 
-def _is_log(rdb: Path) -> bool:
-    """Return whether commands follow: Redis 4.0 to 6.2 rewrites an append-only file as an RDB file with this field."""
-    return read_header(rdb).aux.get("aof-preamble") == "1"
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(START_BYTES)
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a file has commands: Redis 4.0 to 6.2 rewrites it as an RDB file with a field, and they follow."""
+    if _AOF_START.match(_start(path)):
+        return True
+    return is_rdb(path) and read_header(path).aux.get("aof-preamble") == "1"
 
 
 def parse_moment(text: str) -> datetime:

@@ -173,6 +173,9 @@ def test_old_server_writes_one_file() -> None:
     with logging("redis-6.2") as server, server.client() as client:
         client.set("k", "v", ex=100)
         commands = commands_of(find_aof(server.directory / "appendonly.aof"))
+        client.save()
+        assert find_source(server.directory).kind == "aof"  # beside dump.rdb; not rewritten, it begins with a command
+        assert history(server.directory, session="k").events
     assert [arguments[0] for arguments in commands] == [b"SELECT", b"SET"]
     assert b"PXAT" in commands[1]
 
