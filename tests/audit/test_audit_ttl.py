@@ -73,6 +73,19 @@ def test_batches_read_at_one_moment_are_no_short_ttl(server: RedisServer) -> Non
     assert audited(server, writes, {"chat:*": "1d"}).findings == ()
 
 
+@pytest.mark.parametrize(("jitter", "ttl_s"), [(0.0, 900), (0.1, 855)])
+def test_short_ttl_of_sessions_that_were_read_soon(jitter: float, ttl_s: int) -> None:
+    """A TTL of 15 minutes lowered by reads, and one between 12 and 15 minutes, differ at the upper end only."""
+    now, keys = 1_795_000_000_000, []
+    for n in range(13):
+        given_ms = round(ttl_s * 1000 * (1 + jitter * (1 - n / 6)) if jitter else 900_000 - 13_000 * n)
+        keys.append(KeyFacts(b"chat:%d" % n, "list", now + given_ms - 50_000 * n % 600_000, None, now, None))
+        keys[-1] = keys[-1]._replace(touched_ms=(keys[-1].deadline_ms or 0) - given_ms)
+    history = ServerHistory(now, now - 3_600_000, empty_start_ms=now - 3_600_000, reads=13, touches=13)
+    (found,) = LifetimeAnalysis(keys, Expectation("chat:*", ExpiryPolicy.sliding("6h")), history).anomalies()
+    assert (found.ttl_ms, found.jitter > 0) == (pytest.approx(ttl_s * 1000, rel=0.01), jitter > 0)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_batch_read_at_once_among_many_reads(seed: int) -> None:
     dice, now = random.Random(seed), 1_795_000_000_000

@@ -204,6 +204,10 @@ def rounded(ms: float) -> float:
     return float(ms)
 
 
+def _off_configured(ms: float) -> float:
+    return abs(ms - round(ms / CONFIGURED_STEP_MS) * CONFIGURED_STEP_MS)
+
+
 def _error_ms(ms: float) -> float:
     return max(EXACT_SHARE * ms, EXACT_MS)
 
@@ -408,8 +412,7 @@ class LifetimeAnalysis:
         if peak.high <= IMPROBABLE * self.ttl:
             return True
         middle = quantile(sorted(one.given for one in members), 0.5)
-        off = abs(middle - round(middle / CONFIGURED_STEP_MS) * CONFIGURED_STEP_MS)
-        return off <= IDLE_GRAIN_MS
+        return _off_configured(middle) <= IDLE_GRAIN_MS
 
     def _is_no_chance(self, peak: TtlPeak) -> bool:
         """Whether reads that are independent of the writes before them would not put so many keys here.
@@ -738,6 +741,8 @@ def _ttl_of_peak(members: Sequence[KeyLifetime], peak: TtlPeak) -> tuple[float, 
         # More exact than the idle clock's grain: its errors even out.
         return sum(values) / len(values), 0.0
     low, high = quantile(values, SOME), values[-1]  # reads put a few below
+    if _off_configured(high) <= IDLE_GRAIN_MS:
+        return rounded(high), 0.0  # reads explain the others; a jitter hardly ends at such a TTL
     center = (low + high) / 2
     return center, (high - low) / 2 / center
 
