@@ -214,3 +214,19 @@ def test_part_of_two_sessions_that_is_not_renewed(renewed: bool, traffic: Traffi
             events += traffic.write(name, age_s)
             events += traffic.write(f"{name}:meta", age_s, kind="hash") if renewed or n == 0 else []
     assert {cause for cause, _ in causes(traffic.world(events).audited())} == (set() if renewed else {"mixed_ttl"})
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_young_server_and_what_was_left_elsewhere(copied: bool, traffic: Traffic) -> None:
+    """The application rested for days and moved to a new server; or it gives sessions a shorter TTL there."""
+    ages = traffic.times(0, 2.9 * DAY if copied else 2 * DAY)
+    events = [
+        written
+        for age_s in ages
+        for written in traffic.write(
+            f"chat:{traffic.uid()}", 60.0 if copied else age_s, ttl_s=3 * DAY - age_s if copied else 2.1 * DAY
+        )
+    ]
+    report = traffic.world(events, age_s=300.0 if copied else 2 * DAY + 60, steps=500).audited()
+    sure = [cause for cause, confidence in causes(report) if cause == "ttl_too_short" and confidence != "possible"]
+    assert sure == ([] if copied else ["ttl_too_short"])

@@ -594,9 +594,7 @@ class LifetimeAnalysis:
         peak = TtlPeak(quantile(lefts[:count], 0.5), top, count, wide=True)
         # It may be that hardly anything was written for long, and that the expired keys had the expected TTL.
         paused = top > RARE * self.ttl
-        confidence: Confidence = (
-            "likely" if ((others and not paused) or young) and count >= FEWEST_MOMENTS else "possible"
-        )
+        confidence: Confidence = "likely" if (others and not paused) or young else "possible"
         found = self._short_anomaly(Suspects(peak, members, others), len(members), confidence, reason)
         first = found.first_seen_ms if self.history.idle_known else None
         return replace(found, ttl_ms=ttl, jitter=0.0, keys=count, first_seen_ms=first, still_expected=0)
