@@ -75,7 +75,7 @@ def fate_of(
     known: dict[str, Any] = {}
     if given is not None:
         at = given.ttl_given or given.moment
-        set_at = at.earliest_ms if at.stated or at.earliest_ms == at.latest_ms else None
+        set_at = at.earliest_ms if at.is_exact or at.earliest_ms == at.latest_ms else None
         known = {"ttl_s": plain_seconds(given.ttl_ms), "ttl_set_at": time_of(set_at)}
     if state is not None:
         return _fate_of_existing(name, events, state, known, ends_ms)
@@ -127,6 +127,7 @@ def _fate_of_existing(
         return _fate(either, f"{name} exists if {by} left an element in it; otherwise {otherwise}", known)
     if lost is not None:
         how = f"{lost.command}, or it was deleted and created again" if lost.command else "a write or by PERSIST"
+        how += ", or it expired and was created again" if "expired" in lost.possible else ""
         text = f"{name} exists, but lost its TTL{_when(lost.moment)}, by {how}"
         return _fate(("overwritten", "exists"), text, known, moment=lost.moment)
     if state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms:

@@ -452,6 +452,10 @@ class _Recorder:
                 del self._present[name]
                 self._vanished.append((name, before, moment))
             return
+        behind_ms = REPLICA_CLOCK_MS if self._is_replica else PUSH_DELAY_MS
+        if before and before.deadline_ms is not None and (moment.earliest_ms or 0) - behind_ms >= before.deadline_ms:
+            self._add_end(name, before, Moment.at(before.deadline_ms), "expired")
+            before = None  # and was created again
         deadline_ms = now.deadline_ms
         self._present[name] = now
         if before is not None and before.deadline_ms is not None and deadline_ms is None:
@@ -489,6 +493,7 @@ class _Recorder:
                 persisted, replaced = called & _REMOVING_TTL, called & _REPLACING
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
                 lost += ["ttl_removed"] if persisted else []
+                lost += ["expired"] if was.deadline_ms <= (moment.latest_ms or 0) else []  # and was created again
                 proven = not called & _DELETING  # otherwise it may also have been deleted and created anew
                 self._file.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost), proven=proven))
             elif name in evicted:
@@ -576,6 +581,7 @@ class _Recorder:
             self._add_end(name, was, moment, *possible)
         else:
             lost: tuple[EventName, ...] = ("overwritten", "ttl_removed") if now.deadline_ms is None else ()
+            lost += ("expired",) if lost and was.deadline_ms and was.deadline_ms <= (moment.latest_ms or 0) else ()
             event: EventName = lost[0] if lost else "renewed"
             self._file.add(KeyEvent(self._db, name, event, moment, "", now.deadline_ms, possible=lost))
 

@@ -391,6 +391,28 @@ def test_key_lost_in_a_restart_was_not_deleted(tmp_path: Path) -> None:
     assert "the server was restarted" in found.to_text().partition("gap: ")[2]
 
 
+@pytest.mark.parametrize("name", ["redis-7.0", "valkey-9"])
+def test_expired_key_created_again_is_a_new_one(name: str, tmp_path: Path) -> None:
+    """A server may not have removed the expired key yet when a command creates it again, without a TTL."""
+    path = tmp_path / "incident.db"
+    binary = every_server()[name]
+    assert binary is not None
+    server = RedisServer(binary=binary.path, config={"enable-debug-command": "yes"})
+    with server, server.client() as client, recording(server, path):
+        client.execute_command("DEBUG SET-ACTIVE-EXPIRE 0")
+        client.set("chat:1", 1, ex=100)
+        recorded(path, has(b"chat:1", "written"))
+        server.clock.shift("200s")
+        client.set("chat:2", CANARY)
+        recorded(path, has(b"chat:2", "written"))
+        client.incr("chat:1")
+        recorded(path, has(b"chat:1", "expired", "overwritten"))
+    found = history(path, session="1")
+    assert found.fate is not None
+    assert (found.fate.cause, found.fate.ttl_s) == ("exists", None)
+    assert [event.name for event in found.events] == ["written", "expired", "written"]
+
+
 def gaps(path: Path) -> list[tuple[int, int, str]]:
     with Recording(path, reading=True) as ledger:
         return ledger.gaps()
