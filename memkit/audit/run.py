@@ -439,11 +439,12 @@ class _Audit:
             self._notes.append(f"not checked: {NEED_VALUES} ({why_idle_times_reset}); --touch allows it")
             return []
         try:
+            own = {one.expected.pattern: one.keys for one in diagnoses}  # none if other patterns match all of its keys
             values = check_values(
                 Reader(self._target),
                 self._expected,
                 [one for one in sample.keys if not self._target.route(one.key).failure],
-                sessions=[one.keys for one in diagnoses],
+                sessions=[own.get(one.pattern, ()) for one in self._expected],
                 short=is_short,
                 within_s=VALUES_SHARE * (time.monotonic() - self._began),
                 deletions=sum(one.called("del", "unlink") for one in self._servers),

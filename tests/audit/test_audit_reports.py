@@ -530,9 +530,10 @@ def test_text_without_an_id_is_a_shared_key(name: str, traffic: Traffic) -> None
     assert [one.severity for one in report.findings] == ["warning"] * len(report.findings)
 
 
-def test_pattern_with_all_keys_in_another(traffic: Traffic) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_pattern_with_all_keys_in_another(full: bool, traffic: Traffic) -> None:
     events = replace(traffic, prefix="chat:vip:").sessions()
-    report = traffic.world(events, expect={"chat:*": "30d", "chat:vip:*": "7d"}).audited()
+    report = traffic.world(events, expect={"chat:*": "30d", "chat:vip:*": "7d"}, full=full).audited()
     assert (report.verdict.status, report.findings) == ("healthy", ())
     assert any(one.startswith("each key matching chat:* is judged by") for one in report.notes)
 

@@ -336,6 +336,7 @@ def test_sessions_in_another_database_are_noted() -> None:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
     assert (report.verdict.status, report.exit_code) == ("no_data", 2)
     assert any("db2 (1)" in note for note in report.notes)
+    assert any("it loaded no keys" in note for note in report.notes)
 
 
 def test_empty_pattern_reports_what_expired(traffic: Traffic) -> None:

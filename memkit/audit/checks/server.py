@@ -92,9 +92,10 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
     if server.started_ms is not None and server.now_ms - server.started_ms < (longest := _longest_ms(expectations)):
         loaded = ""
         if "rdb_last_load_keys_loaded" in server.info:
-            origin = "an RDB file or its primary" if server.may_have_synced else "an RDB file"
+            origin = " from an RDB file or its primary" if server.may_have_synced else " from an RDB file"
             besides = " (keys of the append-only file are not counted)" if server.has_aof else ""
-            loaded = f": it loaded {counted(server.loaded_keys, 'key')} from {origin}{besides}"
+            loaded = f"{counted(server.loaded_keys, 'key')}{origin}" if server.loaded_keys else "no keys"
+            loaded = f": it loaded {loaded}{besides}"
             if server.expired_at_load:
                 loaded += f"; {counted(server.expired_at_load, 'deadline')} in the file had passed"
         young = "" if longest == math.inf else ", less than one expected TTL ago"
