@@ -129,6 +129,8 @@ def test_sessions_from_the_start_on_had_predecessors(first_s: float, found: bool
     assert ("restarted", "possible") in causes(report) or not found
     assert false_alarms(report) == []
     assert found or causes(report) == []
+    # Only a cluster's findings begin with the name of the server.
+    assert all(one.message.startswith("the server started") for one in report.findings)
 
 
 def test_locks_beside_sessions_that_expire(traffic: Traffic) -> None:
@@ -230,3 +232,14 @@ def test_young_server_and_what_was_left_elsewhere(copied: bool, traffic: Traffic
     report = traffic.world(events, age_s=300.0 if copied else 2 * DAY + 60, steps=500).audited()
     sure = [cause for cause, confidence in causes(report) if cause == "ttl_too_short" and confidence != "possible"]
     assert sure == ([] if copied else ["ttl_too_short"])
+
+
+@pytest.mark.parametrize("longer", [0, 2])
+def test_two_sessions_with_a_longer_ttl_are_shown(longer: int, traffic: Traffic) -> None:
+    """Nothing is expected. Two keys are too few for a TTL of their own."""
+    events = [
+        one for age_s in traffic.times(0, 290) for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=300)
+    ]
+    events += [one for n in range(longer) for one in traffic.write(f"chat:{n}", 100.0, ttl_s=HOUR)]
+    (shown,) = traffic.world(events, expect={}).audited().seen
+    assert ("some have up to" in shown.message and "two TTLs under one prefix" in shown.message) == (longer > 0)

@@ -25,7 +25,6 @@ from memkit.audit.checks.ttl_inference import (
     common_ttl,
     have_stopped,
     lifetimes_of,
-    rounded,
 )
 from memkit.audit.checks.ttl_peaks import COMMON_SHARE, FEWEST, TOGETHER_MS, UNLIKELY
 from memkit.audit.context import AuditContext
@@ -90,7 +89,7 @@ def odd_names(expected: Expectation, keys: Sequence[KeyFacts], context: AuditCon
             usually = [one._replace(key=expression.sub(usual, one.key)) for one in odd]
             shaped = _shaped(plain, usually, expected)
             odd = [one for one, other in zip(odd, usually, strict=True) if other.key in shaped]
-        if (odd and mistake) or (len(odd) >= FEWEST and plain):
+        if (odd and mistake) or len(odd) >= FEWEST:
             finding = _odd_finding(expected, odd, plain, context, what=what, mistake=mistake)
             if finding:
                 return finding
@@ -383,4 +382,4 @@ def ttls_given(lifetimes: Sequence[KeyLifetime]) -> list[float]:
         return []
     second = common_ttl([one for one in lifetimes if one.given > (1 + SOME) * ttl])
     second = second or common_ttl([one for one in lifetimes if one.given < (1 - SOME) * ttl])
-    return [ttl] if second is None else [ttl, rounded(second)]
+    return [ttl] if second is None else [ttl, second]
