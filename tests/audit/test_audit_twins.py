@@ -243,3 +243,23 @@ def test_two_sessions_with_a_longer_ttl_are_shown(longer: int, traffic: Traffic)
     events += [one for n in range(longer) for one in traffic.write(f"chat:{n}", 100.0, ttl_s=HOUR)]
     (shown,) = traffic.world(events, expect={}).audited().seen
     assert ("some have up to" in shown.message and "two TTLs under one prefix" in shown.message) == (longer > 0)
+
+
+@pytest.mark.parametrize(("short", "status"), [(0, "healthy"), (900, "undetermined")])
+def test_expired_keys_of_four_ttls(short: int, status: str, traffic: Traffic) -> None:
+    """As many sessions expire in a TTL as exist; if far more did, some had a shorter one, though none exists now."""
+    ages = [traffic.dice.uniform(0, 28 * DAY) for _ in range(200)]
+    events = [one for age_s in ages for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    ages = [traffic.dice.uniform(8 * DAY, 28 * DAY) for _ in range(short)]
+    events += [one for age_s in ages for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=300)]
+    assert traffic.world(events).audited().verdict.status == status
+
+
+@pytest.mark.parametrize(("ended", "status"), [(1, "healthy"), (20, "undetermined")])
+def test_sessions_that_ended_on_a_young_server(ended: int, status: str, traffic: Traffic) -> None:
+    """One user has logged out, which sets a TTL of a millisecond; or a third of all sessions have expired in a day."""
+    events = [one for age_s in traffic.times(0, 0.6 * DAY) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    keys = sorted({command[1] for _, command in events})
+    events += [(60.0, ("PEXPIRE", one, 1)) for one in keys[:ended]]
+    events += [(5.0, ("EXISTS", *keys))]
+    assert traffic.world(events, age_s=DAY).audited().verdict.status == status
