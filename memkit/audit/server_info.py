@@ -13,7 +13,7 @@ from memkit.readonly.connection import ReadOnlyConnection, info_fields, refused
 from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
-CONFIG_NAMES = ("maxmemory", "maxmemory-policy", "save", "appendonly")
+CONFIG_NAMES = ("save", "appendonly")
 LOAD_GRAIN_MS = 5_000
 """Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
 EMPTY_AOF_BYTES = 100
@@ -157,14 +157,13 @@ class ServerFacts:
     @property
     def policy(self) -> str | None:
         """The eviction policy."""
-        return self.config.get("maxmemory-policy") or self.info.get("maxmemory_policy")
+        return self.info.get("maxmemory_policy")
 
     @property
     def memory(self) -> tuple[int, int]:
         """Memory that counts for eviction, and the limit (0: none), in bytes."""
-        limit = self.number("maxmemory")
-        limit = int(self.config.get("maxmemory") or 0) if limit is None else limit
-        return (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0), limit
+        used = (self.number("used_memory") or 0) - (self.number("mem_not_counted_for_evict") or 0)
+        return used, self.number("maxmemory") or 0
 
     @property
     def flushes(self) -> list[str]:
