@@ -263,3 +263,15 @@ def test_sessions_that_ended_on_a_young_server(ended: int, status: str, traffic:
     events += [(60.0, ("PEXPIRE", one, 1)) for one in keys[:ended]]
     events += [(5.0, ("EXISTS", *keys))]
     assert traffic.world(events, age_s=DAY).audited().verdict.status == status
+
+
+def test_drafts_beside_sessions_that_were_all_read(traffic: Traffic) -> None:
+    """No session shows a whole TTL any more; what is left of them shows that a draft's TTL is not theirs."""
+    traffic.count = 12
+    events = []
+    for age_s in traffic.times(0.8 * DAY, 3 * DAY):
+        key = f"chat:{traffic.uid()}"
+        events += [*traffic.write(key, age_s), traffic.read(key, traffic.dice.uniform(0, 0.2 * DAY))]
+    for age_s in traffic.times(0, 0.9 * HOUR):
+        events += traffic.write(f"chat:draft:{traffic.uid()}", age_s, kind="string", ttl_s=HOUR)
+    assert false_alarms(traffic.world(events, steps=500).audited()) == []

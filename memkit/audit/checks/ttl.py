@@ -244,7 +244,7 @@ def _anomalies(
         anomalies = [one for analysis in analyses for one in analysis.anomalies()]
         anomalies = anomalies or _off_by_clock(expected, analyses[-1], context)
         right = any(analysis.right for analysis in analyses)
-        # Without idle times, half of the TTL that is left shows as well that not all are given a short one.
+        # Of sessions that were all read, half of the TTL that is left shows that not all are given a short one.
         longer = right or any(2 * one.left > analyses[-1].ttl for one in analyses[-1].all)
         if longer and not any(one.kind == "short" for one in anomalies):
             healthy.append((group, analyses[-1]))
