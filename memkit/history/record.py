@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -267,6 +268,8 @@ class _Recorder:
         self._vanished: list[tuple[bytes, KeyState, Moment]] = []
         """Keys that no longer exist or lost their TTL; why is known after the next reading of the counters."""
         self._evicted: set[bytes] = set()
+        self._imported: dict[bytes, None] = {}
+        """Keys of slots that move here: until then the server does not answer for them."""
         self._odd_ttls: list[int] = []
         self._fields_expire = False
         """A hash has had fields with TTLs: a server logs that the last one expired as it logs a deletion."""
@@ -451,6 +454,8 @@ class _Recorder:
             if before is not None:
                 del self._present[name]
                 self._vanished.append((name, before, moment))
+            elif name in self._server.moved:
+                self._imported[name] = None
             return
         behind_ms = REPLICA_CLOCK_MS if self._is_replica else PUSH_DELAY_MS
         if before and before.deadline_ms is not None and (moment.earliest_ms or 0) - behind_ms >= before.deadline_ms:
@@ -483,6 +488,7 @@ class _Recorder:
         vanished, self._vanished = self._vanished, []
         evicted, self._evicted = self._evicted, set()
         moved, self._server.moved = self._server.moved, set()
+        self._find_imported()
         self._fields_expire = self._fields_expire or not _EXPIRING_FIELDS.isdisjoint(now.calls)
         if called & _KEEPING_DEADLINE:
             self._file.remove_ttls(self._odd_ttls)
@@ -507,6 +513,16 @@ class _Recorder:
                 if "expired" not in possible and self._may_have_expired(was.deadline_ms, moment):
                     possible.insert(0, "expired")
                 self._add_end(name, was, moment, *possible)
+
+    def _find_imported(self) -> None:
+        names = list(islice(self._imported, BATCH_KEYS))
+        for name, now in self._server.states(names):
+            del self._imported[name]
+            if name in self._server.moved:  # not yet
+                self._imported[name] = None
+            elif now is not None and name not in self._present:
+                self._present[name] = now
+        self._server.moved.clear()
 
     def _counted_ends(self, called: set[str], before: _Counters, now: _Counters, *, renamed: bool) -> list[EventName]:
         """Return how a key may have ended before its deadline, by what the server counted and the called commands."""

@@ -10,10 +10,10 @@ import pytest
 from redis.crc import key_slot
 from servers import LANES, every_server, needs
 from test_history import CANARY, WEEK_MS
-from test_record import has, recorded
+from test_record import cause, has, recorded
 from test_record import recording as recording_of_names
 from test_record_stream import recording as recording_of_stream
-from topology import PRIMARIES, Cluster, cluster, move_slot
+from topology import PRIMARIES, Cluster, cluster, move_slot, settle
 from waiting import wait_for
 
 from memkit.history.record import Replication
@@ -48,6 +48,7 @@ def test_moved_key_is_told_from_a_deleted_one(nodes: Cluster, tmp_path: Path) ->
         client.delete(kept)
         for path in paths.values():
             recorded(path, lambda seen: any(key == kept.encode() and name != "written" for key, name in seen))
+    settle(nodes)
     sources: list[tuple[str | Path, Replication | None]] = [(path, None) for path in paths.values()]
     for source, replication in [*sources, (server.url, "primary"), (replica_of(nodes, server).url, "replica")]:
         found = history(source, session=MOVED, replication=replication)
@@ -66,14 +67,27 @@ def replica_of(nodes: Cluster, server: RedisServer) -> RedisServer:
 
 def test_replica_of_a_cluster_is_recorded(nodes: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "replica.db"
-    with nodes.client() as client:
+    with nodes.client() as client, recording_of_names(replica_of(nodes, nodes.serving(MOVED)), path):
         client.set(MOVED, CANARY, px=WEEK_MS)
-        with recording_of_names(replica_of(nodes, nodes.serving(MOVED)), path):
-            client.set(MOVED, CANARY, px=WEEK_MS // 2)
-            recorded(path, has(MOVED.encode(), "renewed"))
+        recorded(path, has(MOVED.encode(), "written"))
     found = history(path, session=MOVED)
     assert found.fate is not None
     assert (found.fate.cause, found.gaps) == ("exists", ())
+
+
+def test_key_of_an_imported_slot_is_recorded(nodes: Cluster, tmp_path: Path) -> None:
+    others = [node for node in nodes.primaries if node is not nodes.serving(MOVED)]
+    paths = {node.url: tmp_path / f"{node.port}.db" for node in others}
+    with nodes.client() as client, ExitStack() as stack:
+        client.set(MOVED, CANARY, px=WEEK_MS)
+        for node in others:
+            stack.enter_context(recording_of_names(node, paths[node.url]))
+        assert move_slot(nodes, key_slot(MOVED.encode())) == 1
+        path = paths[nodes.serving(MOVED).url]
+        wait_for("the key in the recording", lambda: cause(path, MOVED), "exists".__eq__)
+        client.delete(MOVED)
+        recorded(path, has(MOVED.encode(), "deleted"))
+    assert cause(path, MOVED) == "deleted"
 
 
 def test_log_of_a_cluster_leaves_moved_keys_open(nodes: Cluster) -> None:
