@@ -259,6 +259,16 @@ def test_writes_under_several_ttls_are_dated_by_each(traffic: Traffic) -> None:
     assert (report.verdict.status, report.findings) == ("healthy", ())
 
 
+@pytest.mark.parametrize("short", [True, False])
+def test_nightly_copy_of_batches_is_an_access(short: bool, traffic: Traffic) -> None:
+    """COPY accesses each session, and sessions of one import had the same time left then."""
+    ages_s = [*traffic.times(0, 6 * DAY), *(6.8 * DAY for _ in range(12))]
+    events = [one for n, age_s in enumerate(ages_s) for one in traffic.write(f"chat:{n}", age_s)]
+    events += [(8 * HOUR, ("COPY", f"chat:{n}", f"backup:{n}")) for n, age_s in enumerate(ages_s) if age_s > 8 * HOUR]
+    events += [one for n in range(12) for one in traffic.write(f"chat:new-{n}", 10, ttl_s=0.4 * DAY)] if short else []
+    assert traffic.world(events).audited().verdict.status == ("undetermined" if short else "healthy")
+
+
 @pytest.mark.parametrize("set_it", [True, False])
 def test_note_of_a_ttl_that_no_key_shows(set_it: bool, traffic: Traffic) -> None:
     """A login should prolong the session to 14 days, and only prolongs its cookie."""

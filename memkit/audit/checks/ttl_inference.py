@@ -304,13 +304,20 @@ class LifetimeAnalysis:
                 if not self._has_untouched(members):
                     return self._why_so_little_is_left(given, members)
         for peak in self._peaks() if self.history.idle_known else ():
-            if not peak.wide and peak.high <= LATEST_READ * self.ttl:
+            if not peak.wide and peak.high <= LATEST_READ * self.ttl and not self._is_of_one_job(peak):
                 return self._why_so_little_is_left(peak.high, [one for one in self.short if one.given <= peak.high])
         unread = [one for one in self.short if one.accessed > (self.history.started_ms or math.inf)]
         if self.history.idle_known and self.too_few_touches(unread, NEARLY_ALL):
             return self._why_so_little_is_left(unread[-1].given, unread)
         old = self._accessed_unrenewed()
         return self._why_so_little_is_left(old[-1].given, old) if old else None
+
+    def _is_of_one_job(self, peak: TtlPeak) -> bool:
+        """Whether a job that accessed these keys accessed as many others with them: a nightly copy of all, say."""
+        accesses = [one.accessed for one in self.all if peak.holds(one.given)]
+        first, last = min(accesses), max(accesses)
+        together = sum(first - ONE_WRITE_MS <= one.accessed <= last + ONE_WRITE_MS for one in self.all)
+        return last - first <= ONE_WRITE_MS and together >= 2 * len(accesses)
 
     def _why_so_little_is_left(self, given: float, members: Sequence[KeyLifetime]) -> str:
         most = f"{duration(given)} of the expected {duration(self.ttl)}"
