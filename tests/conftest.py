@@ -69,8 +69,8 @@ NOT_QUICK = (
     *("tests/notebook/", "tests/conformance/", "tests/plot/", "tests/test_plugin", "tests/test_stress.py"),
     *("tests/test_cluster.py", "tests/test_sentinel.py", "test_audit_cluster.py", "test_audit_sampling.py"),
     *("test_audit_worlds.py", "test_audit_verdicts.py", "test_audit_values.py", "test_audit_indexes.py"),
-    *("test_audit_payloads.py", "test_record", "test_cli_terminal.py", "test_server.py", "hostile", "fuzzer"),
-    *("sentinel", "conformance_of", "shifted_keys", "the_verdict_is_the_truth", "the_wheel"),
+    *("test_audit_payloads.py", "test_record", "test_history_cluster.py", "test_cli_terminal.py", "test_server.py"),
+    *("hostile", "fuzzer", "sentinel", "conformance_of", "shifted_keys", "the_verdict_is_the_truth", "the_wheel"),
 )
 """Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
 FIRST = ("test_notebooks.py",)
