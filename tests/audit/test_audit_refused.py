@@ -316,8 +316,8 @@ def test_deletions_that_are_counted_alone(calls: int, name: str, note: str) -> N
 @pytest.mark.parametrize(
     ("calls", "usec", "said"),
     [
-        (1, 85, "some large values, or up to 121 keys"),
-        (4, 200, "some large values, or up to 285 keys"),
+        (1, 85, "some large values, or up to 850 keys"),
+        (4, 200, "some large values, or up to 2,000 keys"),
         (300, 300, "up to 300 keys"),
     ],
 )

@@ -17,8 +17,8 @@ from memkit.formats import deletes_own_keys, is_housekeeping
 from memkit.readonly.values import to_name
 from memkit.render import counted
 
-LEAST_US_A_KEY = 0.7
-"""The least time that DEL takes for one small key, on all four servers."""
+LEAST_US_A_KEY = 0.1
+"""The least time that DEL takes for a key: an integer, in a call with 1,000 keys (Redis 6.2 to 8.2 and Valkey 9)."""
 LONG_CALL_US = 12.0
 """A call that names one small key takes less on average."""
 SHORT_MS = 3_600_000
