@@ -83,7 +83,8 @@ def test_key_of_an_imported_slot_is_recorded(nodes: Cluster, tmp_path: Path) -> 
         for node in others:
             stack.enter_context(recording_of_names(node, paths[node.url]))
         assert move_slot(nodes, key_slot(MOVED.encode())) == 1
-        path = paths[nodes.serving(MOVED).url]
+        # Each node answers by its own view, which may be old for a moment.
+        path = paths[wait_for("the slot's new server", lambda: nodes.serving(MOVED).url, paths.__contains__)]
         wait_for("the key in the recording", lambda: cause(path, MOVED), "exists".__eq__)
         client.delete(MOVED)
         recorded(path, has(MOVED.encode(), "deleted"))
