@@ -1598,7 +1598,8 @@ class WritesBehind(ListScript):
         threading.Thread(target=self.later, args=(role, text), daemon=True).start()
 
     def later(self, role: str, text: str) -> None:
-        with contextlib.suppress(RedisError):
+        # When the client is closed meanwhile, redis-py finds no socket: TypeError.
+        with contextlib.suppress(RedisError, TypeError):
             super().append(role, text)
 
 
