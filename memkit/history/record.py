@@ -515,6 +515,7 @@ class _Recorder:
                 self._add_end(name, was, moment, *possible)
 
     def _find_imported(self) -> None:
+        """Look again, at some of them a time, at keys of slots that were moving here, and keep those that arrived."""
         names = list(islice(self._imported, BATCH_KEYS))
         for name, now in self._server.states(names):
             del self._imported[name]

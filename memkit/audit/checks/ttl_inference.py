@@ -257,7 +257,7 @@ class LifetimeAnalysis:
         self.ceiling = self.ttl * (1 + self.jitter) + slack + history.set_back_ms
         lifetimes = lifetimes_of(keys, history)
         # The idle clock begins again after 194 days: an access may be as much earlier if the server is older.
-        if history.now_ms - (history.empty_start_ms or 0) > IDLE_WRAP_MS:
+        if self.ttl > IDLE_WRAP_MS and history.now_ms - (history.empty_start_ms or 0) > IDLE_WRAP_MS:
             lifetimes = [one._replace(known=one.known and one.given + IDLE_WRAP_MS > self.ceiling) for one in lifetimes]
         # Without an idle clock of its own, a key counts as not accessed since the last write.
         self.all = [one if one.known else one._replace(given=max(self.ttl, one.left)) for one in lifetimes]
