@@ -49,12 +49,17 @@ def one_lane() -> str:
     return next((name for name in lanes if every_server().get(name)), lanes[0])
 
 
-def start(name: str) -> RedisServer:
-    """Return a running server of a lane; if there is none, skip with how to get one."""
+def binary_of(name: str) -> ServerBinary:
+    """Return the server program of a lane; if there is none, skip with how to get one."""
     binary = every_server()[name]
     if not binary:
         pytest.skip(f"no {name} on this machine: {LANES[name]}")
-    return RedisServer(binary=binary.path).start()
+    return binary
+
+
+def start(name: str) -> RedisServer:
+    """Return a running server of a lane; if there is none, skip with how to get one."""
+    return RedisServer(binary=binary_of(name).path).start()
 
 
 def with_modules() -> tuple[Path, list[Path]]:

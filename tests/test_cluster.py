@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import LANES, every_server
+from servers import binary_of, every_server
 from stress import cluster_load
 from stress.chaos import Chaos
 from stress.exactly_once import TIMEOUT_S, Plan, retry, run
@@ -41,9 +41,7 @@ ROUND_ROBIN = redis.cluster.LoadBalancingStrategy.ROUND_ROBIN
 
 @pytest.fixture(scope="module", params=every_server())
 def nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    binary = every_server()[request.param]
-    if not binary:
-        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    binary = binary_of(request.param)
     with cluster(binary.path) as made:
         yield made
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import LANES, every_server
+from servers import binary_of, every_server
 from topology import HASTY_MS, Watched, watched
 from waiting import wait_for
 
@@ -22,9 +22,7 @@ HI = {"role": "user", "content": "hi"}
 
 @pytest.fixture(params=every_server())
 def service(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Watched]:
-    binary = every_server()[request.param]
-    if not binary:
-        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    binary = binary_of(request.param)
     record_property("server", request.param)
     with watched(binary.path) as made:
         yield made

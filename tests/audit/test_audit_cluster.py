@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 import redis.crc
-from servers import LANES, every_server
+from servers import LANES, binary_of, every_server
 from topology import Cluster, cluster, lists_replicas, move_slot
 from waiting import wait_for
 
@@ -211,9 +211,7 @@ def test_slots_that_move_are_reported(nodes: Cluster) -> None:
 @pytest.mark.parametrize("lane", every_server())
 def test_slot_that_is_moving_crashes_no_server(lane: str) -> None:
     """With CLIENT NO-TOUCH, Redis 8.2 crashes when a key of such a slot is looked up."""
-    binary = every_server()[lane]
-    if not binary:
-        pytest.skip(f"no {lane} on this machine: {LANES[lane]}")
+    binary = binary_of(lane)
     with cluster(binary.path, replicas=False) as nodes:
         fill(nodes, 900)
         slot = redis.crc.key_slot(b"chat:17")

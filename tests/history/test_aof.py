@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from servers import LANES, every_server
+from servers import binary_of
 from waiting import wait_for
 
 from memkit.errors import SessionNotFound, SourceError
@@ -30,9 +30,7 @@ def logging_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 def logging(name: str, **config: str) -> RedisServer:
     """A server of a lane that keeps an append-only file; skip if it is not here."""
-    binary = every_server()[name]
-    if not binary:
-        pytest.skip(f"no {name} on this machine: {LANES[name]}")
+    binary = binary_of(name)
     return RedisServer(binary=binary.path, config={"appendonly": "yes"} | config)
 
 

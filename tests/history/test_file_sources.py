@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 from rdb_files import file_of_strings, module_file, with_checksum
-from servers import LANES, every_server, start
+from servers import binary_of, start
 from test_history import CANARY, logging
 
 from memkit.audit import audit
@@ -43,9 +43,7 @@ def incident(server: RedisServer, client: redis.Redis, *, began: str = "-8d") ->
 
 @pytest.fixture(params=["redis-6.2", "redis-7.0", "redis-8.2", "valkey-9"])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    binary = every_server()[request.param]
-    if not binary:
-        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    binary = binary_of(request.param)
     with RedisServer(binary=binary.path, config={"maxmemory-policy": "allkeys-lru"}) as server:
         yield server
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 from rdb_files import SAVED_S, file_of_strings
-from servers import LANES, every_server
+from servers import binary_of
 from waiting import wait_for
 
 from memkit.errors import SourceError
@@ -23,9 +23,7 @@ CANARY = "canary-5f1c"
 
 
 def logging(name: str, **config: str) -> RedisServer:
-    binary = every_server()[name]
-    if not binary:
-        pytest.skip(f"no {name} on this machine: {LANES[name]}")
+    binary = binary_of(name)
     return RedisServer(binary=binary.path, config={"appendonly": "yes", "aof-timestamp-enabled": "yes"} | config)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis.crc import key_slot
-from servers import LANES, every_server, needs
+from servers import binary_of, needs
 from test_history import CANARY, WEEK_MS
 from test_record import cause, has, recorded
 from test_record import recording as recording_of_names
@@ -25,9 +25,7 @@ MOVED = "chat:{moved}"
 
 @pytest.fixture(params=["redis-7.0", "redis-8.2", "valkey-9"])
 def nodes(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    binary = every_server()[request.param]
-    if not binary:
-        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    binary = binary_of(request.param)
     with cluster(binary.path) as made:
         yield made
 

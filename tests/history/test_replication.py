@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from servers import LANES, every_server
+from servers import binary_of
 from test_history import CANARY
 from waiting import wait_for
 
@@ -23,9 +23,7 @@ WEEK_MS = 604_800_000
 @contextmanager
 def pair(name: str, **config: Any) -> Iterator[tuple[RedisServer, RedisServer]]:
     """A primary and its replica."""
-    binary = every_server()[name]
-    if not binary:
-        pytest.skip(f"no {name} on this machine: {LANES[name]}")
+    binary = binary_of(name)
     options = {"repl-diskless-sync-delay": 0} | config
     with RedisServer(binary=binary.path, port=0, config=options) as primary:
         replica = RedisServer(binary=binary.path, config={"replicaof": f"127.0.0.1 {primary.port}", **options})

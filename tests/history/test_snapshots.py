@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from rdb_files import module_file, with_checksum
-from servers import LANES, every_server
+from servers import binary_of
 from test_history import CANARY, WEEK_MS, logging
 
 from memkit.errors import ServerNotFound, SourceError
@@ -21,9 +21,7 @@ from memkit.server import RedisServer
 @pytest.fixture(params=["redis-6.2", "redis-7.0", "redis-8.2", "valkey-9"])
 def snapshot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file of three days ago with keys that have expired since, and one that had expired when it was saved."""
-    binary = every_server()[request.param]
-    if not binary:
-        pytest.skip(f"no {request.param} on this machine: {LANES[request.param]}")
+    binary = binary_of(request.param)
     with RedisServer(binary=binary.path) as server, server.client() as client:
         server.clock.shift("-3d")
         for number in range(20):
