@@ -36,7 +36,7 @@ ENOUGH_KEYS = 26_500
 KEPT_OF_ALL = 40_000
 """How many keys a full pass keeps, whatever the number of keys: memory does not grow with the keyspace."""
 SURPLUS_DEVIATIONS = 4
-"""So many standard deviations more than are kept are picked of a stream of known length: fewer by chance 0.00003."""
+"""So many standard deviations more keys are picked than are kept: the chance that they are too few is 0.00003."""
 ENOUGH_OF_A_PATTERN = 3_000
 READ_ALL_UP_TO = 1.2
 """A keyspace with up to this many times enough keys is read whole."""
@@ -139,7 +139,7 @@ class Sample:
 
 
 class Reservoir:
-    """A uniform sample of a stream of unknown length (Li's algorithm L, which draws how many keys to skip).
+    """A uniform sample of a stream of any length (Li's algorithm L, which draws how many keys to skip).
 
     It picks positions in the stream before the keys there are read, so that only these are asked for all their facts.
 

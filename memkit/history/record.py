@@ -155,7 +155,7 @@ class _WatchedServer:
         return flavour, info[f"{flavour}_version"], logs_like(info)
 
     def run_id(self) -> str:
-        """Return what a server draws when it starts."""
+        """Return the id that a server gets at each start."""
         return info_fields(self._connection.require("INFO", "server"))["run_id"]
 
     def is_replica(self) -> bool:

@@ -124,7 +124,7 @@ class KeyStates:
         wanted: Whether a key is followed; all by default.
         complete: The log begins with every key that exists. Otherwise a key may exist that the log has not named yet.
         keys_of: Returns where the keys of a database are kept, empty at first or not; in memory by default.
-        may_have_moved: Whether the key's slot may have moved to another server of a cluster: then the key is deleted.
+        may_have_moved: Whether the key's slot may have moved to another server of a cluster, which logs a DEL here.
 
     Attributes:
         unknown_sources: The keys (database, name) that were renamed or copied from a key that is not followed, with its

@@ -285,5 +285,5 @@ class ReadOnlyConnection:
 
 
 def is_in_cluster(connection: ReadOnlyConnection) -> bool:
-    """Return whether the server is one of a cluster; a user who may not ask is refused what a cluster is asked, too."""
+    """Return whether the server is one of a cluster; False too if INFO is refused."""
     return info_fields(connection.ask("INFO", "cluster")).get("cluster_enabled") == "1"

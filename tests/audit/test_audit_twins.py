@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from servers import every_server
+from servers import binary_of
 from waiting import wait_for
 from worlds import DAY, HOUR, Event, Traffic, false_alarms
 
@@ -56,8 +56,7 @@ def test_loaded_keys_are_older_than_their_server(of: str, traffic: Traffic) -> N
     events = [one for n in range(6) for one in traffic.write(f"chat:{n}", 4 * DAY)]
     world = replace(traffic.world(events, after=restart, stops_s=HOUR, config={"save": ""}), persist=of == "aof")
     world.lane = "redis-6.2" if of == "aof" else "redis-7.0"  # 6.2 does not report how many keys it has loaded
-    if not every_server()[world.lane]:
-        pytest.skip(f"no {world.lane} on this machine")
+    binary_of(world.lane)  # skips if there is none
     assert causes(world.audited()) in ([], [("persistence_risk", "proven")])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import NO_FSYNC, every_server
+from servers import NO_FSYNC, binary_of
 from waiting import nothing, wait_for
 from worlds import DAY, HOUR, MINUTE, Event, Traffic, false_alarms, written
 
@@ -299,8 +299,7 @@ def test_expired_keys_dropped_at_load_of_an_old_file(traffic: Traffic) -> None:
 @pytest.mark.parametrize("lane", ["redis-6.2", "redis-7.0"])
 def test_file_that_lacks_the_last_hours_is_reported(lane: str, traffic: Traffic) -> None:
     """The server loads a file that is 30 hours old; sessions are written before and after that."""
-    if not every_server()[lane]:
-        pytest.skip(f"no {lane} on this machine")
+    binary_of(lane)  # skips if there is none
 
     def restart(server: RedisServer) -> None:
         with server.client() as client:

@@ -313,7 +313,7 @@ class LifetimeAnalysis:
         return self._why_so_little_is_left(old[-1].given, old) if old else None
 
     def _is_of_one_job(self, peak: TtlPeak) -> bool:
-        """Whether a job that accessed these keys accessed as many others with them: a nightly copy of all, say."""
+        """Whether all keys of a peak were accessed at one time, and as many others then: by a nightly copy, say."""
         accesses = [one.accessed for one in self.all if peak.holds(one.given)]
         first, last = min(accesses), max(accesses)
         together = sum(first - ONE_WRITE_MS <= one.accessed <= last + ONE_WRITE_MS for one in self.all)
@@ -759,7 +759,7 @@ def _onset(suspects: Suspects) -> float:
 
 
 def _edge(lefts: Sequence[int], ttl: int) -> int:
-    """Return how many of the smallest are crowded together before a gap, the most; 0 if there is no such edge."""
+    """Return how many of the smallest values are crowded together before the last such gap; 0 if there is none."""
     found = gap = 0
     for count, (before, top, after) in enumerate(zip([0, *lefts], lefts, [*lefts[1:], ttl], strict=False), 1):
         gap = max(gap, top - before)
