@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
+import redis
+
 from memkit.connect import execute_undecoded
 from memkit.render import duration, printable, utc_text, utc_time
 from memkit.server.launcher import RedisServer
@@ -32,20 +34,18 @@ def explained_deadlines(server: RedisServer) -> Iterator[Callable[[], str | None
         pipe.config_set("slowlog-max-len", ENTRIES)
         pipe.slowlog_reset()
         before: dict[str, str] = pipe.execute()[0]
-    try:
-        yield partial(_explanation, server, started_s)
-    finally:
-        with server.client(protocol=2) as client, client.pipeline(transaction=False) as pipe:
+        try:
+            yield partial(_explanation, server, client, started_s)
+        finally:
             for name, value in before.items():
                 pipe.config_set(name, value)
             pipe.execute()
 
 
-def _explanation(server: RedisServer, started_s: float) -> str | None:
+def _explanation(server: RedisServer, client: redis.Redis, started_s: float) -> str | None:
     test_took_ms = (time.monotonic() - started_s) * 1000
     moved_ms = server.clock.offset.total_seconds() * 1000
-    with server.client() as client:
-        entries = execute_undecoded(client, "SLOWLOG", "GET", ENTRIES)
+    entries = execute_undecoded(client, "SLOWLOG", "GET", ENTRIES)
     real_ms = (server.clock.now().timestamp() * 1000) - moved_ms
     for _, sent_s, _, words, *_ in reversed(entries):
         sent_ms = sent_s * 1000
