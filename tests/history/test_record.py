@@ -307,7 +307,7 @@ def test_key_deleted_before_the_cut_is_left_open(tmp_path: Path) -> None:
     """Why it ended is read from the counters up to 0.2 s later, and the connection is cut before that."""
     path = tmp_path / "incident.db"
     with start("redis-8.2") as server, server.client() as client:
-        names = [f"chat:{number}" for number in range(20)]
+        names = [f"chat:{number}" for number in range(8)]
         client.mset(dict.fromkeys(names, CANARY))
         with recording(server, path):
             for number, name in enumerate(names):
