@@ -37,7 +37,9 @@ ADVICE = (
         "noperm|no permissions",
         "use another user, or create the one that memkit audit URL --acl prints (to record: memkit record URL --acl)",
     ),
+    ("(hostname|ip address) mismatch", "put a host name that its certificate is for into the URL"),
     ("certificate verify failed", "put ?ssl_ca_certs=FILE, the certificate of its authority, at the end of the URL"),
+    (r"connecting to \S+:\d+\. no such file", "check the names of the certificate files in the URL"),
     ("db index|select is not allowed", "check the database number at the end of the URL; /0 always exists"),
     ("name or service|name resolution|nodename", "the host name is unknown: check it in the URL"),
     (

@@ -159,8 +159,8 @@ class CommandStream:
 
 def _reply(connection: ReadOnlyConnection, *words: str | int) -> bytes:
     reply = connection.ask(*words)
-    if refused(reply):
-        raise ServerError(f"{connection.name}: {' '.join(map(str, words))} was refused: {reply}")
+    if isinstance(reply, Exception):
+        raise ServerError(f"{connection.name}: {' '.join(map(str, words))} was refused: {reply}") from reply
     return bytes(reply)
 
 

@@ -102,6 +102,13 @@ def test_no_key_under_the_expected_prefix(
         assert found.since_is == "upper bound"
 
 
+def test_each_ttl_under_another_prefix_is_stated(server: RedisServer) -> None:
+    written = spread("chats:", 60, 0, 6 * DAY, WEEK) + spread("chats:n", 60, 0, 280, 300)
+    found = the_finding(audited(server, written, {"chat:*": "7d"}))
+    assert (found.cause, found.keys) == ("wrong_prefix", 120)
+    assert "120 such keys, with a TTL of 5m or 7d; " in found.evidence[0]
+
+
 def test_two_keys_are_not_enough_for_a_suspicion(server: RedisServer) -> None:
     report = audited(server, spread("chats:", 2, 0, DAY, WEEK), {"chat:*": "7d"})
     assert [one.cause for one in report.findings] == ["no_data"]

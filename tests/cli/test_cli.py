@@ -215,8 +215,8 @@ def tls(tmp_path_factory):
     if not shutil.which("openssl"):
         pytest.skip("no openssl on this machine")
     key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
-    made = ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost", "-newkey", "rsa:2048"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    made = ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=memkit", "-newkey", "rsa:2048"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(["openssl", "req", "-x509", "-nodes", *made, *names], check=True, capture_output=True)
     config = {"tls-port": free_port(), "tls-cert-file": certificate, "tls-key-file": key, "tls-auth-clients": "no"}
     config["tls-ca-cert-file"] = certificate
@@ -232,6 +232,8 @@ def tls(tmp_path_factory):
     [
         ("redis://127.0.0.1:{tls}/0", "the port is right; if the port uses TLS, use rediss://; try: redis-cli"),
         ("rediss://127.0.0.1:{tls}/0", "put ?ssl_ca_certs=FILE, the certificate of its authority, at the end"),
+        ("rediss://127.0.0.1:{tls}/0?ssl_ca_certs=/no/such.pem", "; check the names of the certificate files in"),
+        ("rediss://localhost:{tls}/0?ssl_ca_certs={certificate}", "; put a host name that its certificate is for into"),
         ("rediss://127.0.0.1:{port}/0", "if the port does not use TLS, use redis://; try: redis-cli"),
         ("rediss://127.0.0.1:{tls}/0?ssl_ca_certs={certificate}", "no_data: the database is empty"),
     ],
@@ -248,7 +250,14 @@ def test_a_recorder_without_rights_has_advice(capsys, ports, tmp_path):
     url = f"redis://reader:hunter2@127.0.0.1:{ports['port']}/0"
     err = run(capsys, "record", url, "-o", str(tmp_path / "incident.db"), "--for", "1s")[2]
     assert "the recording cannot begin: NOPERM" in err
-    assert "memkit record URL --acl" in err
+    assert err.count("memkit record URL --acl") == 1
+
+
+def test_history_of_a_server_with_password_has_advice(capsys):
+    with RedisServer(port=0, config={"requirepass": "hunter2"}) as server:
+        code, out, err = run(capsys, "history", f"redis://127.0.0.1:{server.port}/0", "--replication")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "was refused: NOAUTH Authentication required; check the user in the URL and the password" in err
 
 
 @pytest.mark.parametrize("span", ["0s", "-5s", "soon"])

@@ -324,11 +324,12 @@ def _wrong_prefix(
     fact: str = "",
 ) -> Finding:
     lifetimes = lifetimes_of(keys, context.history)
-    ttl = common_ttl(lifetimes)
+    ttls = ttls_given(lifetimes)
     if since is None and lifetimes and context.history.idle_known:
         since = context.began_by(min(one.accessed for one in lifetimes))
     name = f"{prefix}*" if prefix else "keys without a prefix"
-    given = "without TTL" if not lifetimes else "with various TTLs" if ttl is None else f"with a TTL of {duration(ttl)}"
+    given = f"with a TTL of {' or '.join(map(duration, ttls))}" if ttls else "with various TTLs"
+    given = given if lifetimes else "without TTL"
     return Finding.of(
         "wrong_prefix",
         expected,
@@ -336,7 +337,7 @@ def _wrong_prefix(
         message=f"sessions are written to {name} instead of {expected.pattern}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence=confidence,
-        observed_ms=ttl,
+        observed_ms=ttls[0] if ttls else None,
         since=since,
         evidence=(f"{len(keys):,} such keys, {given}; " + (fact or f"no key matching {expected.pattern} is written"),),
         next="compare the prefixes of the writers, of the readers, and of --expect: all three must be the same",
