@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from itertools import accumulate, islice, repeat
 from typing import NamedTuple
 
 from memkit.audit.checks.ttl_peaks import FEWEST
@@ -86,17 +87,17 @@ def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int
     They stand in many names at one place, or after the whole name of another key: ``chat:17`` and ``chat:17:meta``.
     """
     counts: Counter[tuple[int, int, str]] = Counter()
-    places: Counter[tuple[int, int]] = Counter()
+    lengths: Counter[int] = Counter()
     parts: set[tuple[int, int, str]] = set()
     for tokens in names:
-        for at, token in enumerate(tokens):
-            counts[len(tokens), at, token] += 1
-            if at > 1 and "".join(tokens[: at - 1]) in whole:
-                parts.add((len(tokens), at, token))
-            places[len(tokens), at] += 1
+        length = len(tokens)
+        counts.update(zip(repeat(length), range(0, length, 2), tokens[::2]))  # between them are separators
+        beginnings = zip(range(2, length, 2), islice(accumulate(tokens), 0, None, 2), strict=False)
+        parts.update((length, at, tokens[at]) for at, beginning in beginnings if beginning in whole)
+        lengths[length] += 1
     words: defaultdict[tuple[int, int], list[tuple[int, int, str]]] = defaultdict(list)
     for (length, at, token), count in counts.items():
-        often = count >= max(FEWEST, WORD_SHARE * places[length, at])
+        often = count >= max(FEWEST, WORD_SHARE * lengths[length])
         if _WORD.fullmatch(token) and (often or (length, at, token) in parts):
             words[length, at].append((length, at, token))
     # Many different words in one place are ids after all (user names).
@@ -105,12 +106,11 @@ def _constants(names: Iterable[Sequence[str]], whole: set[str]) -> set[tuple[int
 
 def _session_and_part(tokens: Sequence[str], constants: set[tuple[int, int, str]]) -> tuple[str, str]:
     """Return the id (all that varies: a user's sessions are several) and the name with what varies as ``*``."""
-    ids, shown = [], []
-    for at, token in enumerate(tokens):
-        fixed = at % 2 == 1 or (len(tokens), at, token) in constants
-        if not fixed:
-            ids.append(token)
-        shown.append(token if fixed else "*")
+    ids, shown = list[str](), list(tokens)
+    for at in range(0, len(tokens), 2):
+        if (len(tokens), at, tokens[at]) not in constants:
+            ids.append(tokens[at])
+            shown[at] = "*"
     return ":".join(ids), "".join(shown)
 
 

@@ -29,6 +29,7 @@ from memkit.audit.stored_keys import StoredKeys
 from memkit.config import Expect, Expectation, expectations
 from memkit.connect import AnyClient
 from memkit.errors import PolicyError
+from memkit.history.aof import CUT_LOG
 from memkit.history.snapshots import find_file, open_source, read_rdb
 from memkit.readonly.connection import KeyCommands, ReadOnlyConnection
 from memkit.readonly.pace import Pace
@@ -517,6 +518,8 @@ class _Audit:
             self._notes.append(f"{counted(sample.moved, 'key')} moved to another server before they were read")
         if self._snapshot and len(self._snapshot.databases) > 1:
             self._notes.append(f"database {self._snapshot.database} of the file was read; --db N reads another one")
+        if self._snapshot and self._snapshot.cut_bytes:
+            self._notes.append(CUT_LOG.format(self._snapshot.cut_bytes))
         if sample.stopped:
             self._notes.append(f"stopped early: {sample.stopped}")
         if sample.keys and not context.history.idle_known:

@@ -26,6 +26,10 @@ MAX_ARGUMENT_BYTES = 512 << 20
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LINE_BYTES = 1_024
 """A line that is neither a command nor an argument: a timestamp or another annotation."""
+CUT_LOG = (
+    "the log ends within a command or a transaction, as a crash leaves it: its last {:,} bytes were not read (a server "
+    "with aof-load-truncated starts without them too)"
+)
 _BASE, _INCREMENT, _HISTORY = "b", "i", "h"
 """The types of files in a manifest."""
 
@@ -93,6 +97,12 @@ def find_aof(path: str | Path) -> AofFiles:
     return AofFiles(manifest.parent, None, files, base_has_commands=bool(bases))
 
 
+def is_of_a_cluster(files: AofFiles) -> bool:
+    """Return whether a server of a cluster keeps its view of the nodes beside its log (``cluster-config-file``)."""
+    folders = (files.directory, files.directory.parent)
+    return any(b"myself" in path.read_bytes() for folder in folders for path in folder.glob("nodes*.conf"))
+
+
 def _manifest_in(directory: Path) -> Path:
     if not directory.is_dir():
         raise SourceError(f"{directory}: there is no such file or directory")
@@ -121,12 +131,17 @@ def _manifest_line(manifest: Path, number: int, line: str) -> tuple[str, int, Pa
         ) from None
 
 
-def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofCommand]:
+def read_commands(
+    path: Path, *, second: int | None = None, size: int | None = None, cuts: list[int] | None = None
+) -> Iterator[AofCommand]:
     """Yield the commands of one append-only file, in order.
 
     Args:
         path: A file of commands.
         second: The Unix time that was last stated before this file.
+        size: How much of the file is read: a server may be writing; None: what is there at first.
+        cuts: For a file that may end within a command or a transaction, as a crash leaves it: where that begins is
+            added. A server starts without it too (``aof-load-truncated``).
 
     Raises:
         SourceError: The file ends in the middle of a command, or holds something that is not a command.
@@ -137,20 +152,31 @@ def read_commands(path: Path, *, second: int | None = None) -> Iterator[AofComma
             deque(reader, maxlen=0)
             begins = reader.bytes_read
     with path.open("rb", buffering=CHUNK_BYTES) as file:
-        stream = _Stream(path, file, begins)
-        while (line := stream.line()) is not None:
-            if line.startswith(b"#"):
-                if line.startswith(b"#TS:") and line[4:].isdigit():
+        stream = _Stream(path, file, begins, size)
+        start, transaction = begins, list[AofCommand]()
+        try:
+            while (line := stream.line()) is not None:
+                if line.startswith(b"*"):
+                    command = AofCommand(stream.command(line), second, start)
+                    name = command.arguments[0].upper()
+                    if name == b"MULTI" or (transaction and name != b"EXEC"):
+                        transaction.append(command)
+                    else:
+                        yield from transaction
+                        transaction.clear()
+                        yield command
+                elif not line.startswith(b"#"):
+                    raise stream.damaged("a line that is neither a command nor an annotation")
+                elif line.startswith(b"#TS:") and line[4:].isdigit():
                     second = int(line[4:])
-            elif line.startswith(b"*"):
-                start = stream.offset - len(line) - 2
-                count = stream.number(line, most=MAX_ARGUMENTS)
-                arguments = tuple(stream.argument() for _ in range(count))
-                if not arguments:
-                    raise stream.damaged("a command without a name")
-                yield AofCommand(arguments, second, start)
-            else:
-                raise stream.damaged("a line that is neither a command nor an annotation")
+                start = stream.offset
+            if transaction:
+                raise stream.ends_early()
+        except _EndsEarly:
+            start = transaction[0].offset if transaction else start
+            if cuts is None or not start:
+                raise
+            cuts.append(start)
 
 
 def shortened(argument: bytes) -> bytes:
@@ -160,16 +186,20 @@ def shortened(argument: bytes) -> bytes:
     return argument[:KEPT_BYTES] + blake2b(argument[KEPT_BYTES:], digest_size=16).hexdigest().encode()
 
 
+class _EndsEarly(SourceError):
+    """The file ends in the middle of a command or a transaction."""
+
+
 class _Stream:
     """A file read in chunks: lines, numbers and length-prefixed arguments.
 
-    A server may be writing: only what was there at first is read. ``offset`` is how far the file has been read.
+    ``offset`` is how far the file has been read.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, offset: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, offset: int, size: int | None) -> None:
         self._path, self._file, self.offset = path, file, offset
         file.seek(offset)
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = os.fstat(file.fileno()).st_size if size is None else size
 
     def line(self) -> bytes | None:
         """Return the next line without its end, or None at the end of the file."""
@@ -179,7 +209,7 @@ class _Stream:
         end = self.offset + len(line)
         if line[-2:] != b"\r\n" or end > self._size:
             whole = end <= self._size and (line.endswith(b"\n") or len(line) == MAX_LINE_BYTES)
-            raise self.damaged("a line without an end") if whole else self._ends_early()
+            raise self.damaged("a line without an end") if whole else self.ends_early()
         self.offset = end
         return line[:-2]
 
@@ -190,16 +220,23 @@ class _Stream:
             return number
         raise self.damaged("a length that is not a number, or too large")
 
+    def command(self, line: bytes) -> tuple[bytes, ...]:
+        """Return the arguments that follow a line with their number."""
+        arguments = tuple(self.argument() for _ in range(self.number(line, most=MAX_ARGUMENTS)))
+        if not arguments:
+            raise self.damaged("a command without a name")
+        return arguments
+
     def argument(self) -> bytes:
         """Return the next argument, shortened."""
         line = self.line()
         if line is None:
-            raise self._ends_early()
+            raise self.ends_early()
         if not line.startswith(b"$"):
             raise self.damaged("an argument without its length")
         length = self.number(line, most=MAX_ARGUMENT_BYTES)
         if length + 2 > self._size - self.offset:
-            raise self._ends_early()
+            raise self.ends_early()
         kept = self._file.read(min(length, CHUNK_BYTES) + 2)
         if length > CHUNK_BYTES:
             self._file.seek(length - CHUNK_BYTES - 2, os.SEEK_CUR)
@@ -209,8 +246,8 @@ class _Stream:
         self.offset += length + 2
         return shortened(kept[:-2])
 
-    def _ends_early(self) -> SourceError:
-        return SourceError(
+    def ends_early(self) -> SourceError:
+        return _EndsEarly(
             f"{self._path}: the append-only file is truncated: it ends after {self._size:,} bytes, in the middle of a "
             "command (redis-check-aof shows where)"
         )

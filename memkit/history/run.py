@@ -15,7 +15,7 @@ from memkit.config import Expect, Expectation, expectations
 from memkit.connect import redact
 from memkit.errors import SourceError
 from memkit.formats.model import PART_WORDS
-from memkit.history.aof import AofFiles, find_aof, read_commands, shortened
+from memkit.history.aof import CUT_LOG, AofFiles, find_aof, is_of_a_cluster, read_commands, shortened
 from memkit.history.changes import (
     TtlChange,
     TtlChanges,
@@ -142,7 +142,10 @@ def history(
     kinds = {source.kind for source in found}
     query = _Query(session, expectations(expect), since)
     if kinds == {"aof"} and len(found) == 1:
-        answer = _from_aof(found[0], query, progress)
+        try:
+            answer = _from_aof(found[0], query, progress)
+        except FileNotFoundError as error:
+            raise SourceError(f"{error.filename}: the server rewrote its log while it was read; try again") from None
     elif kinds == {"rdb"} and len(found) > 1:
         answer = _from_snapshots(found, query)
     elif kinds == {"recording"} and len(found) == 1:
@@ -335,7 +338,7 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
     if files.base:
         header = read_header(files.base)
         server, begins_ms = header.flavour, None if header.created_s is None else header.created_s * 1_000
-    of_a_cluster = False  # then any slot may have moved: a log does not show which
+    of_a_cluster = is_of_a_cluster(files)  # then any slot may have moved: a log does not show which
     states = KeyStates(server=server, wanted=query.follows, may_have_moved=lambda _: of_a_cluster)
     timeline = _Timeline(query)
     if files.base:
@@ -343,7 +346,7 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
             for key in (key for key in reader if query.follows(key.name)):
                 state = KeyState(key.deadline_ms, given=Moment(None, begins_ms), fields_expire=key.fields_expire)
                 states.keys_of(key.db)[shortened(key.name)] = state
-            of_a_cluster = reader.is_of_a_cluster
+            of_a_cluster = of_a_cluster or reader.is_of_a_cluster
     elif files.base_has_commands:
         db, second = 0, None
         for command in read_commands(files.logs[0]):  # the keys as they were when the base was made
@@ -354,18 +357,22 @@ def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None
         begins_ms = None if second is None else second * 1_000
         files = replace(files, logs=files.logs[1:])
     ttls = query.expected_ttls_ms
-    clock = LogClock(_logged(files), begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttls_ms=ttls)
-    timeline.add_commands(_logged(files, progress), states, clock)
+    sizes, cuts = [path.stat().st_size for path in files.logs], list[int]()
+    logged = _logged(files, sizes, cuts)
+    clock = LogClock(logged, begins_ms=begins_ms, ends_ms=last_modified_ms, expected_ttls_ms=ttls)
+    timeline.add_commands(_logged(files, sizes, cuts, progress), states, clock)
     if query.follows_more(states):
         return _from_aof(source, query, progress)
     timeline.changes.exact = clock.has_timestamps
-    note = f"the log has no timestamps (aof-timestamp-enabled is off): {BY_DEADLINES}"
+    notes = [CUT_LOG.format(sizes[-1] - cut) for cut in cuts[-1:]]
+    if not clock.has_timestamps:
+        notes.append(f"the log has no timestamps (aof-timestamp-enabled is off): {BY_DEADLINES}")
     latest_ms = last_modified_ms
     if clock.has_timestamps and clock.earliest_ms is not None:
         latest_ms = clock.earliest_ms + SAME_SECOND_MS - 1
     span = Span("aof", source.name, time_of(clock.begins_ms), time_of(latest_ms))
     ends = Moment(clock.earliest_ms, latest_ms, stated=clock.has_timestamps)
-    return timeline.finish(states, "aof", (span,), *([] if clock.has_timestamps else [note]), ends=ends)
+    return timeline.finish(states, "aof", (span,), *notes, ends=ends)
 
 
 def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
@@ -375,17 +382,17 @@ def _all_keys(paths: Iterable[Path]) -> Iterator[SnapshotKey]:
 
 
 def _logged(
-    files: AofFiles, progress: Callable[[int, int], None] | None = None
+    files: AofFiles, sizes: Sequence[int], cuts: list[int], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[tuple[bytes, ...], int | None]]:
-    """Yield the commands of a log, each with the last timestamp before it."""
-    second, done, total = None, 0, sum(path.stat().st_size for path in files.all)
-    for path in files.logs:
-        for command in read_commands(path, second=second):
+    """Yield the commands of a log, each with the last timestamp before it; keep where a cut command begins."""
+    second, done = None, 0
+    for path, size in zip(files.logs, sizes, strict=True):
+        for command in read_commands(path, second=second, size=size, cuts=cuts if path == files.logs[-1] else None):
             second = command.second
             yield command.arguments, second
             if progress:
-                progress(done + command.offset, total)
-        done += path.stat().st_size
+                progress(done + command.offset, sum(sizes))
+        done += size
 
 
 def _from_backlog(url: str, query: _Query, *, primary: bool) -> History:

@@ -246,7 +246,7 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         begins = datetime.fromtimestamp(header.created_s, UTC)
         if until < begins:
             raise SourceError(f"{files.directory}: the log begins at {utc_text(begins)}, after {utc_text(until)}")
-    ends, second = _ends(files, None if until is None else until.timestamp())
+    ends, second, cut_bytes = _ends(files, None if until is None else until.timestamp())
     modified_s = max(path.stat().st_mtime for path in files.logs or files.all)
     taken_at = until or datetime.fromtimestamp(int(modified_s) if second is None else second, UTC)
     binary = server_for(header, files.directory) if header else _newest(files.directory)
@@ -270,7 +270,8 @@ def serve_aof(files: AofFiles, *, until: datetime | None) -> Iterator[tuple[Redi
         with server.client() as client:
             databases = {int(name[2:]): counts["keys"] for name, counts in client.info("keyspace").items()}
         written_by = (header.flavour, header.server_version) if header else ("redis", "?")
-        yield server, Snapshot("aof", str(files.directory), taken_at, *written_by, False, databases=databases)
+        snapshot = Snapshot("aof", str(files.directory), taken_at, *written_by, False, databases=databases)
+        yield server, replace(snapshot, cut_bytes=cut_bytes)
 
 
 def _started(start: Callable[[], object], path: Path, advice: str) -> None:
@@ -322,14 +323,15 @@ def _newest(path: Path) -> ServerBinary:
     return max(found, key=lambda binary: binary.release)
 
 
-def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None]:
-    """Return where each log ends as of a moment, and the last timestamp before that."""
+def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None, int]:
+    """Return where each log ends as of a moment, the last timestamp before that, and the size of a cut command."""
     ends: list[int] = []
-    second: int | None = None
-    is_over = False
+    cuts: list[int] = []
+    second, cut_bytes, is_over = None, 0, False
     for path in files.logs:
         end = 0 if is_over else path.stat().st_size
-        for command in () if is_over else read_commands(path, second=second):
+        may_be_cut = cuts if path == files.logs[-1] else None
+        for command in () if is_over else read_commands(path, second=second, size=end, cuts=may_be_cut):
             if until_s is not None and command.second is None and path.stat().st_mtime > until_s:
                 raise SourceError(
                     f"{path}: the log has no timestamps (aof-timestamp-enabled is off): no moment can be found in it"
@@ -338,5 +340,6 @@ def _ends(files: AofFiles, until_s: float | None) -> tuple[list[int], int | None
                 end, is_over = min(end, command.offset), True
                 break
             second = command.second
-        ends.append(end)
-    return ends, second
+        cut_bytes = sum(end - cut for cut in cuts)
+        ends.append(end - cut_bytes)
+    return ends, second, cut_bytes

@@ -27,7 +27,8 @@ class Snapshot:
 
     ``version`` is that of the server that wrote the file. ``keys`` is how many keys existed at ``taken_at`` in
     ``database``, the one that is read; ``databases`` are all that have keys, with their numbers of keys. Without
-    ``has_idle_times`` the file does not show when a key was accessed.
+    ``has_idle_times`` the file does not show when a key was accessed. ``cut_bytes`` is the size of the incomplete
+    command or transaction with which a log ends.
     """
 
     kind: Literal["rdb", "aof"]
@@ -39,6 +40,7 @@ class Snapshot:
     keys: int = 0
     database: int = 0
     databases: Mapping[int, int] = field(default_factory=dict)
+    cut_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

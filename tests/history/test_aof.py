@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -137,6 +138,66 @@ def test_damaged_commands_are_refused(tmp_path: Path, data: bytes, message: str)
     path.write_bytes(data)
     with pytest.raises(SourceError, match=message):
         list(read_commands(path))
+
+
+@pytest.mark.parametrize(("cut", "fates"), [
+    (b"*5", ["deleted", "exists", "never_seen"]),
+    (b"*1\r\n$4\r\nEXEC", ["exists", "never_seen", "never_seen"]),
+    (b"*2\r\n$3\r\nDEL", ["exists", "never_seen", "never_seen"]),
+    (b"#TS:", ["deleted", "exists", "never_seen"]),
+])  # fmt: skip
+def test_log_is_read_as_a_server_does_after_a_crash(cut: bytes, fates: list[str], tmp_path: Path) -> None:
+    """A server leaves out a last command that is incomplete, and a transaction without its EXEC."""
+    with logging("redis-7.0", **{"aof-timestamp-enabled": "yes"}) as server, server.client() as client:
+        client.set("chat:1", "v", ex=300)
+        with client.pipeline(transaction=True) as pipe:
+            pipe.set("chat:2", "v", ex=300).delete("chat:1").execute()
+        server.clock.shift("10s")
+        client.set("chat:3", "v", ex=300)
+        shutil.copytree(server.directory / "appendonlydir", tmp_path / "log")
+    (log,) = find_aof(tmp_path / "log").logs
+    data = log.read_bytes()
+    for inside in (0, 3):  # at the beginning of what is cut, and within it
+        log.write_bytes(data[: data.rindex(cut) + inside])
+        server = RedisServer(binary=binary_of("redis-7.0").path, persist=True)
+        with server, server.client() as client:
+            server.kill()
+            shutil.rmtree(server.directory / "appendonlydir")
+            shutil.copytree(tmp_path / "log", server.directory / "appendonlydir")
+            server.start()
+            kept = [client.exists(f"chat:{number}") == 1 for number in (1, 2, 3)]
+        found = [history(tmp_path / "log", session=f"chat:{number}") for number in (1, 2, 3)]
+        assert [one.fate.cause for one in found if one.fate] == fates
+        assert kept == [cause == "exists" for cause in fates]
+        is_cut = inside > 0 or b"EXEC" in cut or b"DEL" in cut
+        assert [bool(re.search(r"its last \d+ bytes were not read", "".join(one.notes))) for one in found] == [
+            is_cut
+        ] * 3
+
+
+def test_cut_command_before_another_log_is_refused(tmp_path: Path) -> None:
+    """A server does not start with it."""
+    path = directory_with(tmp_path, "file one seq 1 type i\nfile two seq 2 type i\n", one=SET + SET[:-3], two=SET)
+    with pytest.raises(SourceError, match="is truncated"):
+        history(path)
+
+
+def test_log_that_grows_is_read_up_to_its_first_end(tmp_path: Path) -> None:
+    """A running server writes between the first reading, which dates the commands, and the second one."""
+    write = b"*5\r\n$3\r\nSET\r\n$6\r\nchat:1\r\n$1\r\nv\r\n$4\r\nPXAT\r\n$13\r\n4102444800000\r\n"
+    path = directory_with(tmp_path, "file one seq 1 type i\nfile two seq 2 type i\n", one=write, two=write)
+
+    def grow(_done: int, _total: int) -> None:
+        (path / "two").write_bytes(write * 3)
+
+    found = history(path, session="chat:1", progress=grow)
+    assert len(found.events) == 2
+
+
+def test_log_that_was_rewritten_meanwhile_is_named(tmp_path: Path) -> None:
+    path = directory_with(tmp_path, "file one seq 1 type i\nfile two seq 2 type i\n", one=SET, two=SET)
+    with pytest.raises(SourceError, match="two: the server rewrote its log while it was read; try again"):
+        history(path, progress=lambda _done, _total: (path / "two").unlink(missing_ok=True))
 
 
 def test_other_annotations_are_passed_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_log_of_a_cluster_leaves_moved_keys_open(nodes: Cluster) -> None:
         wait_for("a log", lambda: node.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
         move_slot(nodes, key_slot(MOVED.encode()))
     fate = history(server.directory / "appendonlydir", session="a").fate
+    assert fate is not None
+    assert fate.either is not None
+    assert fate.either[:2] == ("renamed", "deleted")
+
+
+def test_log_that_began_empty_leaves_moved_keys_open(nodes: Cluster) -> None:
+    """Its base has no key, and so no slot; but a server of a cluster keeps its nodes in a file beside the log."""
+    server = nodes.serving(MOVED)
+    with nodes.client() as client, server.client() as node:
+        node.config_set("appendonly", "yes")
+        wait_for("a log", lambda: node.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
+        client.set(MOVED, CANARY)
+        move_slot(nodes, key_slot(MOVED.encode()))
+        shutil.copy(node.config_get("cluster-config-file")["cluster-config-file"], server.directory / "nodes.conf")
+    fate = history(server.directory / "appendonlydir", session=MOVED).fate
     assert fate is not None
     assert fate.either is not None
     assert fate.either[:2] == ("renamed", "deleted")
