@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Sequence
 
-WRONG_USE, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (None: that of ``sys.argv``) and return its exit code."""
     try:
         # Imported here, because Ctrl-C while anything is imported is no traceback.
-        from memkit.cli.parser import command_line
+        from memkit.cli.parser import WRONG_USE, command_line, parsed
 
         parser = command_line()
-        given = parser.parse_args(arguments)
+        given = parsed(parser, arguments)
         if given.command is None:
             parser.print_help(sys.stderr)
             return WRONG_USE

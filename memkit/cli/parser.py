@@ -2,11 +2,13 @@
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import memkit
 
 COLUMNS = 80
+WRONG_USE = 2
 FILES = ", an RDB file, a directory of RDB files (one for each shard) or an append-only directory"
 SUMMARIES = {
     "lab": "Open JupyterLab with the notebooks, a private Redis and the demo incident.",
@@ -30,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} -h\n")
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} -h\n")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -48,6 +50,25 @@ def command_line() -> argparse.ArgumentParser:
     for add in adding:
         add(commands)
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line (None: that of ``sys.argv``).
+
+    argparse leaves over what stands behind an option if all that stands before it is enough: the session, for example.
+    """
+    given, more = parser.parse_known_args(arguments)
+    if more and not any(one.startswith("-") for one in more):
+        if given.command == "history":
+            given.sources += more
+            more = []
+        elif given.command == "inspect" and given.source is None and len(more) == 1:
+            given.source, given.session = given.session, *more
+            more = []
+    if more:
+        command = " ".join(filter(None, (parser.prog, given.command)))
+        parser.exit(WRONG_USE, f"{command}: unrecognized arguments: {' '.join(more)}; see {command} -h\n")
+    return given
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

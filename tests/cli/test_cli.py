@@ -51,6 +51,33 @@ def test_without_a_command_it_prints_the_help(capsys):
     assert all(command in err for command in COMMANDS)
 
 
+@pytest.mark.parametrize("command", ["inspect", "history"])
+def test_the_session_may_stand_behind_an_option(capsys, client, tmp_path, command):
+    client.set("chat:1", "x", ex=300)
+    file = tmp_path / "incident.db"
+    assert run(capsys, "record", client.url, "-o", str(file), "--for", "10ms")[0] == 0
+    source = client.url if command == "inspect" else str(file)
+    out = run(capsys, command, source, "--json", "chat:1")[1]
+    assert json.loads(out)["session"] == "chat:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "unknown"),
+    [
+        (["audit", "r.rdb", "--expct", "7d"], "memkit audit", "--expct 7d"),
+        (["audit", "r.rdb", "s"], "memkit audit", "s"),
+        (["inspect", "r.rdb", "s", "--json", "t"], "memkit inspect", "t"),
+        (["history", "r.rdb", "--json", "s", "-x"], "memkit history", "s -x"),
+        (["--x"], "memkit", "--x"),
+    ],
+)
+def test_an_unknown_argument_names_its_command(capsys, arguments, command, unknown):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = f"{command}: unrecognized arguments: {unknown}; see {command} -h\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, error)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_help_has_an_example_in_80_columns(capsys, command):
     with pytest.raises(SystemExit):
