@@ -15,7 +15,7 @@ from package_map import PLACES, package_map, with_map
 from servers import LANES
 from test_layers import ORDER
 
-from memkit import MemoryStore, RedisServer
+from memkit import MemoryStore, RedisServer, cli
 from memkit.cli.parser import command_line
 from memkit.observe import observe_expiry
 from memkit.plot import alt_text, plot_expiry, show
@@ -95,6 +95,11 @@ def test_every_command_is_documented():
     said = " ".join(COMMANDS)
     for name in commands:
         assert f"memkit {name}" in said, name
+
+
+def test_the_exit_codes_are_documented():
+    assert cli.__doc__
+    assert cli.__doc__.partition(". ")[2] in README
 
 
 def test_the_test_block_passes_as_it_stands(tmp_path):
