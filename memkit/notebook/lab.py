@@ -117,11 +117,14 @@ def prepare(directory: Path | None) -> Path:
     target = directory or Path.cwd() / "memkit-notebooks"
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for notebook in sorted(source.glob("*.ipynb")):
+            if not (target / notebook.name).exists():
+                shutil.copy(notebook, target / notebook.name)
     except (FileExistsError, NotADirectoryError):
         raise MemkitError(f"{target} is a file or inside of one; give a folder: memkit lab --dir FOLDER") from None
-    for notebook in sorted(source.glob("*.ipynb")):
-        if not (target / notebook.name).exists():
-            shutil.copy(notebook, target / notebook.name)
+    except OSError as error:
+        why = f"the notebooks cannot be copied to {target}: {error.strerror}"
+        raise MemkitError(f"{why}; give another folder: memkit lab --dir FOLDER") from None
     return target
 
 

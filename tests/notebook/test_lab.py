@@ -231,6 +231,15 @@ def test_a_file_in_place_of_the_folder_is_one_line(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc on this machine")
+def test_a_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed_by(capsys, "--dir=/proc/memkit-test")
+    assert said.startswith(
+        "memkit: the notebooks cannot be copied to /proc/memkit-test: No such file or directory; give"
+    )
+    assert said.count("\n") == 1
+
+
 def test_an_installed_package_opens_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = lab_module.notebooks()
     installed = tmp_path / "site-packages" / "memkit"
