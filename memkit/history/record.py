@@ -299,7 +299,9 @@ class _Recorder:
         """Record the keys that exist; return what is recorded and what it costs."""
         server, version, log = self._server.version()
         kind = "replication" if self._replication else "tracking"
-        self._file.begin_source(kind=kind, name=self._url, server=server, version=version, began_ms=self._looked_ms)
+        keys = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
+        about = {"kind": kind, "name": self._url, "server": server, "version": version, "keys": keys}
+        self._file.begin_source(**about, began_ms=self._looked_ms)
         watches = self._server.watches
         # The keys of other databases are not recorded.
         self._states = KeyStates(
@@ -315,13 +317,12 @@ class _Recorder:
             raise self._cannot_begin(error) from error
         self._looked_s = time.monotonic()
         self._file.commit()
-        prefixes = ", ".join(prefix.decode("utf-8", "replace") + "*" for prefix in self._prefixes)
         how = "CLIENT TRACKING, PEXPIRETIME", "a write to these keys takes 1.2 to 1.8"
         if self._replication:
             how = "replication stream", "each write takes 0.9 to 1.4"
         primary = ". The primary lists this connection as a replica" if self._replication == "primary" else ""
         return (
-            f"recording {prefixes} on {place(self._client)} ({how[0]}); {counted(len(self._present), 'key')} now. "
+            f"recording {keys} on {place(self._client)} ({how[0]}); {counted(len(self._present), 'key')} now. "
             f"While recording, {how[1]} times its usual CPU{primary}"
         )
 

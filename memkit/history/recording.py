@@ -2,7 +2,7 @@
 
 Tables (all times are Unix times in milliseconds on the server's clock):
 
-- ``source``: where the record comes from: kind, server (without password), version, begin and end.
+- ``source``: where the record comes from: kind, server (without password), version, which keys, begin and end.
 - ``key``: every key that was seen: database, name, whether it exists, its deadline (null: persistent).
 - ``event``: what happened to a key: the time, between which times it happened if that is not exact, the event, the
   causes that cannot be told apart (a single one: it is likely, not certain), the deadline after it (for an end: before
@@ -21,7 +21,7 @@ from memkit.history.states import KeyEvent, KeyState, Moment
 
 APPLICATION_ID = 0x6D656D6B
 """``memk``: marks an SQLite file as a recording."""
-SCHEMA = 2
+SCHEMA = 3
 BATCH_KEYS = 1_000
 DELETIONS = frozenset({"expired", "evicted", "deleted"})
 """Ends that a source may not tell apart; if it does, the event has the one as its only possible cause."""
@@ -32,7 +32,7 @@ PRAGMA journal_mode=WAL;
 PRAGMA synchronous=NORMAL;
 PRAGMA application_id={APPLICATION_ID};
 PRAGMA user_version={SCHEMA};
-CREATE TABLE source (kind TEXT, name TEXT, server TEXT, version TEXT, began_ms INTEGER, ended_ms INTEGER);
+CREATE TABLE source (kind TEXT, name TEXT, server TEXT, version TEXT, keys TEXT, began_ms INTEGER, ended_ms INTEGER);
 CREATE TABLE key (
     id INTEGER PRIMARY KEY, db INTEGER, name BLOB, present INTEGER, deadline_ms INTEGER, UNIQUE (db, name)
 );
@@ -165,10 +165,10 @@ class Recording:
         self._db.execute("COMMIT")
         self._db.execute("BEGIN")
 
-    def begin_source(self, *, kind: str, name: str, server: str, version: str, began_ms: int) -> None:
-        """Record where the record comes from."""
-        row = (kind, name, server, version, began_ms, began_ms)
-        self._db.execute("INSERT INTO source VALUES (?, ?, ?, ?, ?, ?)", row)
+    def begin_source(self, *, kind: str, name: str, server: str, version: str, began_ms: int, keys: str = "*") -> None:
+        """Record where the record comes from, and which keys it has."""
+        row = (kind, name, server, version, keys, began_ms, began_ms)
+        self._db.execute("INSERT INTO source VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def observed_until(self, at_ms: int) -> None:
         """Record until when the source was observed."""
@@ -199,12 +199,12 @@ class Recording:
         """Record a time that was not observed."""
         self._db.execute("INSERT INTO gap VALUES (?, ?, ?)", (began_ms, ended_ms, reason))
 
-    def source(self) -> tuple[str, str, int, int]:
-        """Return the kind of the source, its name, and when the record begins and ends."""
-        row = self._db.execute("SELECT kind, name, began_ms, ended_ms FROM source").fetchone()
+    def source(self) -> tuple[str, str, str, int, int]:
+        """Return the kind of the source, its name, which keys it has, and when the record begins and ends."""
+        row = self._db.execute("SELECT kind, name, keys, began_ms, ended_ms FROM source").fetchone()
         if not row:
             raise SourceError(f"{self.path}: the recording is empty")
-        return row[0], row[1], row[2], row[3]
+        return row[0], row[1], row[2], row[3], row[4]
 
     def databases(self) -> dict[int, RecordedKeys]:
         """Return the keys that exist at the end, by database."""

@@ -489,19 +489,21 @@ def _between(
 def _from_recording(source: Source, query: _Query) -> History:
     states, timeline = KeyStates(server="redis"), _Timeline(query)
     with Recording(source.files[0], reading=True) as recording:
-        kind, name, began_ms, ended_ms = recording.source()
+        kind, name, keys, began_ms, ended_ms = recording.source()
         gaps = tuple(Span("gap", reason, time_of(began), time_of(ended)) for began, ended, reason in recording.gaps())
         for event in recording.events():
             if query.wants(event.key):
                 timeline.add(event)
-        for db, keys in recording.databases().items():
-            existing = (item for batch in keys.batches() for item in batch.items())
+        for db, present in recording.databases().items():
+            existing = (item for batch in present.batches() for item in batch.items())
             states.databases[db] = {key: state for key, state in existing if query.wants(key)}
     span = Span("recording", name, time_of(began_ms), time_of(ended_ms))
     found = timeline.finish(states, kind, (span,), ends=Moment.at(ended_ms))
     fate = _beside_gaps(found.fate, gaps, time_of(ended_ms)) if found.fate and gaps else found.fate
-    if fate and fate.cause == "never_seen" and kind == "tracking":
-        fate = replace(fate, sentence=f"{fate.sentence}; what exists for milliseconds only is not seen")
+    if fate and fate.cause == "never_seen":
+        limits = "" if keys == "*" else f"; only keys {printable(keys)} were recorded"
+        limits += "; what exists for milliseconds only is not seen" if kind == "tracking" else ""
+        fate = replace(fate, sentence=f"{fate.sentence}{limits}")
     return replace(found, fate=fate, gaps=gaps)
 
 

@@ -122,7 +122,7 @@ def _wait_for_recorder(server: RedisServer, path: Path) -> None:
     give_up = time.monotonic() + RECORDER_WITHIN_S
     while time.monotonic() < give_up:
         with Recording(path, reading=True) as recording:
-            if recording.source()[3] > now_ms:
+            if recording.source()[-1] > now_ms:
                 return
         time.sleep(RECORDER_LOOKS_EVERY_S)
     raise ServerError(f"the recorder did not look at the server within {RECORDER_WITHIN_S:g} s")

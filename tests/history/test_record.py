@@ -87,6 +87,18 @@ def has(key: bytes, *names: str) -> Callable[[dict[tuple[bytes, str], int]], boo
     return lambda seen: any((key, name) in seen for name in names)
 
 
+@pytest.mark.parametrize(("prefix", "only"), [(b"chat:", "; only keys chat:* were recorded"), (b"", "")])
+def test_a_key_that_was_not_seen_names_the_recorded(
+    prefix: bytes, only: str, server: RedisServer, tmp_path: Path
+) -> None:
+    with recording(server, tmp_path / "r.db", prefix):
+        pass
+    fate = history(tmp_path / "r.db", session="user-42").fate
+    assert fate is not None
+    seen = "never seen: the sources do not contain user-42"
+    assert fate.sentence == f"{seen}{only}; what exists for milliseconds only is not seen"
+
+
 def test_each_end_is_named(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     client.set("chat:before", CANARY, ex=WEEK_S)
