@@ -96,8 +96,10 @@ def _report_error(error: Exception, url: str | None) -> int:
     cause: Any = error.__cause__
     if url and isinstance(error, REDIS_ERRORS):
         message += f" (server: {redact(url)}); {_advice(error, redact(url))}"
-    elif url and (
-        isinstance(cause, redis.ConnectionError | redis.TimeoutError) or re.search("NOAUTH|NOPERM", str(cause))
+    elif (
+        url
+        and "--acl" not in message
+        and (isinstance(cause, redis.ConnectionError | redis.TimeoutError) or re.search("NOAUTH|NOPERM", str(cause)))
     ):
         message = f"{message.removesuffix('.')}; {_advice(cause, redact(url))}"
     print(f"memkit: {message}", file=sys.stderr)

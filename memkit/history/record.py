@@ -279,7 +279,8 @@ class _Recorder:
             raise self._cannot_begin(error) from error
 
     def _cannot_begin(self, error: redis.RedisError) -> ServerError:
-        return ServerError(f"{self._url}: the recording cannot begin: {error}")
+        advice = "; memkit record URL --acl prints the user that it needs" if "permission" in str(error).lower() else ""
+        return ServerError(f"{self._url}: the recording cannot begin: {error}{advice}")
 
     def _connect(self) -> None:
         self._server = _WatchedServer(
