@@ -13,7 +13,7 @@ from memkit.readonly.connection import ReadOnlyConnection, info_fields, refused
 from memkit.readonly.target import Snapshot
 from memkit.server.guard import is_server_directory
 
-CONFIG_NAMES = ("save", "appendonly")
+CONFIG_NAMES = ("save", "appendonly", "stop-writes-on-bgsave-error")
 LOAD_GRAIN_MS = 5_000
 """Keys that a server loads get idle clocks that begin within this time of its start (1 M keys load in 2.3-4.3 s)."""
 EMPTY_AOF_BYTES = 100
@@ -31,8 +31,8 @@ REPLICATED_BYTES = 1_000
 """A primary sends its replicas fewer bytes only if it has had them for minutes and no write: a ping is 14 bytes."""
 REDIRECTIONS = ("MOVED", "ASK")
 """A cluster's node counts a redirected command as rejected; the client sends it to the right node."""
-RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex")
-ABSOLUTE_DEADLINES = ("expireat", "pexpireat")
+RELATIVE_DEADLINES = ("expire", "pexpire", "setex", "psetex", "hexpire", "hpexpire")
+ABSOLUTE_DEADLINES = ("expireat", "pexpireat", "hexpireat", "hpexpireat")
 RENEWALS = (*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES, "getex", "set", "setnx", "mset")
 STRING_WRITES = ("set", "setex", "psetex", "setnx", "mset", "msetnx", "getset")
 _NO_ACCESS = """
@@ -236,12 +236,13 @@ class ServerFacts:
         """``reads``, and how many known writes were more than the commands that set TTLs."""
         if self.reads is None:
             return None
-        return self.reads + max(0, self.writes - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))
+        return self.reads + max(0, self.called(*VALUE_WRITES) - self.called(*RELATIVE_DEADLINES, *ABSOLUTE_DEADLINES))
 
     @property
     def writes(self) -> int:
-        """How many commands wrote values, as far as they are known by name."""
-        return self.called(*VALUE_WRITES)
+        """How many commands wrote values, as far as they are known by name; those that failed (Redis 6.2) did not."""
+        failed = (self.fields(f"cmdstat_{name}").get("failed_calls", 0) for name in VALUE_WRITES)
+        return self.called(*VALUE_WRITES) - sum(map(int, failed))
 
     @property
     def started_ms(self) -> int | None:
@@ -265,7 +266,7 @@ class ServerFacts:
         started_s = None if self.started_ms is None else self.started_ms // 1000 + 1
         if self.number("rdb_saves") != 0 and self.number("rdb_last_save_time") != started_s:
             return None
-        deadlines = self.called("expire", "pexpire", *ABSOLUTE_DEADLINES, "persist")
+        deadlines = self.called("expire", "pexpire", "hexpire", "hpexpire", *ABSOLUTE_DEADLINES, "persist")
         return max(0, (self.number("rdb_changes_since_last_save") or 0) - self.writes - deadlines)
 
     @property

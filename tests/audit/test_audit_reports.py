@@ -83,6 +83,19 @@ def test_ttl_that_is_a_time_or_in_minutes(
     assert (report.at - found.since).total_seconds() >= 380
 
 
+@pytest.mark.parametrize(("changed_s", "confidence"), [(4 * DAY, "possible"), (0.0, "likely")])
+def test_days_that_span_a_change_to_summer_time(changed_s: float, confidence: str, traffic: Traffic) -> None:
+    """Sessions from before the change are an hour shorter; of clients in two zones, every other one is."""
+    now, events = datetime.now(UTC).timestamp(), list[Event]()
+    for number, age_s in enumerate(traffic.times(0, 6.8 * DAY)):
+        off_s = HOUR if (age_s > changed_s if changed_s else number % 2) else 0.0
+        key, end_s = f"chat:{traffic.uid()}", round(now - age_s + 7 * DAY - off_s)
+        events += [(age_s, ("RPUSH", key, "{}")), (age_s, ("EXPIREAT", key, end_s))]
+    (found,) = traffic.world(events, steps=10_000).audited().findings
+    assert (found.cause, found.confidence) == ("unit_mistake", confidence)
+    assert "a change to or from summer time" in found.message
+
+
 @pytest.mark.parametrize("reads", [0.3, 0.8])
 def test_minutes_as_seconds_among_reads(reads: float, traffic: Traffic) -> None:
     events: list[Event] = []
@@ -460,6 +473,12 @@ def test_sessions_under_other_names_since(new: str | Callable[[str], bytes], tra
     assert report.findings[0].confidence == ("possible" if new == "{}" else "likely")
 
 
+def test_example_of_a_name_hides_ids_alone(traffic: Traffic) -> None:
+    world = renamed(traffic, "chat_of_customers:{}", both=False)
+    (found,) = replace(world, expect={"chat*": 7 * DAY}).audited().findings
+    assert found.evidence[0].endswith("such as chat_of_customers:*")
+
+
 @pytest.mark.parametrize("other", ["chat{}", "chat_{}", "{}"])
 def test_other_names_beside_the_sessions(other: str, traffic: Traffic) -> None:
     assert renamed(traffic, other, both=True).audited().verdict.status == "healthy"
@@ -529,6 +548,7 @@ def test_few_persistent_keys_date_no_end(count: int, ended: bool, traffic: Traff
 NO_IDS = [
     *("undefined", "{session_id}", "${id}", "[object Promise]", "%s", "{{ session.id }}"),
     *("<session_id>", ":sessionId", "{session_id}:messages", "00000000-0000-0000-0000-000000000000"),
+    *("<nil>", "%!s(<nil>)"),
 ]
 
 
@@ -661,6 +681,25 @@ def test_volatile_policy_evicts_every_session(ttl_s: float | None, traffic: Traf
     config: dict[str, object] = {"maxmemory-policy": "volatile-ttl"}
     world = traffic.world(traffic.sessions(ttl_s=ttl_s), expect={"chat:*": ttl_s}, config=config, after=fill)
     assert ("evicted" in causes(world.audited())) == (ttl_s is not None)
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_evictions_beside_keys_without_ttl(limited: bool, traffic: Traffic) -> None:
+    """Keys that never expire fill the memory, and somebody removes the limit (opencollective-api #10005)."""
+
+    def fill(server: RedisServer) -> None:
+        with server.client() as client, suppress(redis.OutOfMemoryError):
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+            for n in range(400):
+                client.sadd(f"cache:{n}", "x" * 4_000)
+        with server.client() as client:
+            client.config_set("maxmemory", client.config_get("maxmemory")["maxmemory"] if limited else 0)
+
+    report = traffic.world(traffic.sessions(), config={"maxmemory-policy": "volatile-lru"}, after=fill).audited()
+    found = {one.cause: one for one in report.findings}
+    assert f"keys     {found['evicted'].keys}\n" in report.to_text()
+    assert found["evicted"].next.startswith("raise maxmemory") == limited
+    assert "have no TTL, and volatile-lru evicts none of them" in found["out_of_memory"].evidence[1]
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

@@ -130,6 +130,7 @@ def test_sessions_from_the_start_on_had_predecessors(first_s: float, found: bool
     assert found or causes(report) == []
     # Only a cluster's findings begin with the name of the server.
     assert all(one.message.startswith("the server started") for one in report.findings)
+    assert all("is its directory kept" in one.next for one in report.findings if one.cause == "restarted")
 
 
 def test_locks_beside_sessions_that_expire(traffic: Traffic) -> None:

@@ -58,23 +58,65 @@ def test_writes_refused_for_lack_of_memory(traffic: Traffic) -> None:
     assert "30" in found.evidence[0]
 
 
-def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
-    def fail(server: RedisServer) -> None:
-        with server.client() as client:
-            directory, name = (client.config_get(one)[one] for one in ("dir", "dbfilename"))
-            Path(directory, name).mkdir()
-            client.config_set("save", "3600 1")
-            client.bgsave()
-            wait_for("the save fails", lambda: client.info()["rdb_last_bgsave_status"] == "err")
-            for n in range(30):
-                with pytest.raises(Exception, match="RDB snapshot"):
-                    client.set(f"chat:{n}", "x", ex=60)
+def fail_to_save(server: RedisServer) -> None:
+    with server.client() as client:
+        directory, name = (client.config_get(one)[one] for one in ("dir", "dbfilename"))
+        Path(directory, name).mkdir()
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        wait_for("the save fails", lambda: client.info()["rdb_last_bgsave_status"] == "err")
+        for n in range(30):
+            with pytest.raises(Exception, match="RDB snapshot"):
+                client.set(f"chat:{n}", "x", ex=60)
 
-    found = of(traffic.world(traffic.sessions(), after=fail).audited(), "writes_refused")
+
+def test_writes_refused_while_saving_fails(traffic: Traffic) -> None:
+    found = of(traffic.world(traffic.sessions(), after=fail_to_save).audited(), "writes_refused")
     assert (found.severity, found.confidence) == ("critical", "proven")
     assert "30 writes" in found.message
     assert "errors of all commands: MISCONF 30" in found.message
     assert found.evidence[0].endswith("failed or rejected: set 30")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("stop-writes-on-bgsave-error", "no"), ("save", "")])
+def test_writes_accepted_although_saving_fails(setting: str, value: str, traffic: Traffic) -> None:
+    """What the first answers to the error advise (redis #2146)."""
+
+    def fail(server: RedisServer) -> None:
+        fail_to_save(server)
+        with server.client() as client:
+            client.config_set(setting, value)
+            client.set("chat:1", "x", ex=round(WEEK))
+
+    report = traffic.world(traffic.sessions(), after=fail, config={"appendonly": "no"}).audited()
+    found = of(report, "writes_refused")
+    assert (found.severity, found.confidence) == ("warning", "possible")
+    assert "refuses every write" not in found.message
+    assert of(report, "persistence_risk").confidence == "proven"
+
+
+def test_writes_to_a_replica_name_the_primary(traffic: Traffic) -> None:
+    """Clients go on writing to the primary of before a failover (Azure aspnet-redis-providers #130)."""
+    with (
+        RedisServer(port=free_port(), config=PRIMARY) as primary,
+        RedisServer(config={**PRIMARY, "replicaof": f"127.0.0.1 {primary.port}"}) as replica,
+        replica.client() as client,
+    ):
+        wait_for("a copy", lambda: client.info("replication")["master_link_status"], "up".__eq__)
+        for n in range(30):
+            with pytest.raises(Exception, match="read only"):
+                client.set(f"chat:{n}", traffic.message(), ex=60)
+        found = of(audit(replica.url, expect={"chat:*": WEEK}, duty=1), "writes_refused")
+    assert "write to the primary" in found.next
+
+
+@pytest.mark.parametrize("ttl_s", [0, -1_702_967_296])
+def test_failed_commands_wrote_no_value(ttl_s: int, traffic: Traffic) -> None:
+    """``timedelta(days=7).seconds`` is 0, and 30 days in milliseconds overflow an ``int``."""
+    events: list[Event] = [(HOUR, ("SET", f"chat:{n}", "x", "EX", ttl_s)) for n in range(30)]
+    report = traffic.world(events, age_s=DAY).audited()
+    assert "wrote values" not in text_of(report)
+    assert "0 writes succeeded; failed or rejected: set 30" in of(report, "writes_refused").evidence[0]
 
 
 @pytest.mark.parametrize(("errors", "cause"), [(30, "writes_refused"), (2, None)])
@@ -321,6 +363,12 @@ def test_file_that_lacks_the_last_hours_is_reported(lane: str, traffic: Traffic)
     assert "and has no session of the 1d 4h before" in found.message
 
 
+def test_start_is_noted_without_expectations() -> None:
+    with RedisServer() as server, server.client() as client:
+        client.set("chat:1", "x", ex=60)
+        assert "the server started" in text_of(audit(server.url, duty=1))
+
+
 def test_replica_that_lost_its_primary() -> None:
     with RedisServer(persist=True, config={"replicaof": "127.0.0.1 1", **NO_FSYNC}) as server:
         report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
@@ -558,6 +606,28 @@ def test_persistent_keys_of_a_fault_that_ended(traffic: Traffic) -> None:
     assert timedelta(days=3) < report.at - found.since < timedelta(days=4.2)
 
 
+def test_keys_with_and_without_ttl_at_random(traffic: Traffic) -> None:
+    """Some without one are the oldest by chance."""
+    ages = [*(DAY * age for age in (6.9, 6.85, 6.8, 6.75, 6.7, 6.65)), *replace(traffic, count=14).times(0, 6.4 * DAY)]
+    events = [one for age_s in ages for one in traffic.write(f"chat:{traffic.uid()}", age_s, ttl_s=None)]
+    for age_s in [6.45 * DAY, *replace(traffic, count=40).times(0, 6.4 * DAY)]:
+        events += traffic.write(f"chat:{traffic.uid()}", age_s)
+    found = of(traffic.world(events, steps=500).audited(), "no_ttl")
+    assert (found.keys, found.since_is) == (20, "upper bound")
+
+
+def test_refused_ttls_of_fields_are_counted(traffic: Traffic) -> None:
+    """Redis refuses a deadline in milliseconds as seconds, and the fields stay."""
+    in_ms = round(datetime.now(UTC).timestamp() + WEEK) * 1_000_000
+    events: list[Event] = []
+    for age_s in traffic.times(0, DAY):
+        key = f"chat:{traffic.uid()}"
+        events += [(age_s, ("HSET", key, "m", "x")), (age_s, ("HEXPIREAT", key, in_ms, "FIELDS", 1, "m"))]
+    report = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited()
+    assert "60 writes failed or were refused" in text_of(report)
+    assert of(report, "writes_refused").evidence[0].endswith("failed or rejected: hexpireat 60")
+
+
 @pytest.mark.parametrize("lost", [True, False])
 def test_fields_that_lost_their_ttl(lost: bool, traffic: Traffic) -> None:
     events = []
@@ -571,7 +641,10 @@ def test_fields_that_lost_their_ttl(lost: bool, traffic: Traffic) -> None:
         events += [(age_s, ("HSET", key, "m1", "edited"))] if lost else []
     report = traffic.world(events, oldest_server=("redis-7.4", "valkey-9")).audited()
     if lost:
-        assert "60 of 120 fields in 60 hashes have no TTL" in " ".join(of(report, "no_ttl").evidence)
+        found = of(report, "no_ttl")
+        assert "60 of 120 fields in 60 hashes have no TTL" in " ".join(found.evidence)
+        assert "60 fields have none" in found.message
+        assert "HPERSIST, HGETEX PERSIST" in found.next
     else:
         assert (report.verdict.status, report.findings) == ("healthy", ())
 

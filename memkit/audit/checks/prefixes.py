@@ -31,7 +31,6 @@ from memkit.audit.context import AuditContext
 from memkit.audit.finding import WITH_JITTER, Confidence, Finding, PrefixSummary, Since
 from memkit.audit.key_shapes import MOST_WORDS, Group, alike, by_prefix, groups_of
 from memkit.audit.sampling import KeyFacts
-from memkit.audit.server_info import ABSOLUTE_DEADLINES
 from memkit.config import Expectation
 from memkit.policy import ttl_text
 from memkit.readonly.values import to_bytes, to_name
@@ -185,7 +184,7 @@ def _odd_finding(
     ends = [one.deadline_ms for one in plain if one.deadline_ms is not None]
     stopped = expected.ttl_ms is None or have_stopped(ends, context.history.now_ms - (last or 0))
     sure = len(odd) >= FEWEST and (mistake or (stopped and not began))
-    example = re.sub(rb"[0-9A-Za-z_-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
+    example = re.sub(rb"(?=[a-zA-Z_-]*\d)[\w-]{9,}", b"*", odd[0].key).decode("utf-8", "replace")
     ttl = common_ttl(lifetimes_of(odd, context.history))
     evidence = [f"{counted(len(odd), 'name')} with {what}, such as {printable(repr(example)[1:-1], 80)}"]
     if replaced:
@@ -239,7 +238,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
         others = f"{counted(len(context.keys), 'key')} without a prefix" if context.keys else ""
     server = context.server
     expired, fields, started = context.history.expired, server.expired_fields, server.started_ms
-    ended, clients, past = "", server.called(*ABSOLUTE_DEADLINES), "EXPIREAT or PEXPIREAT"
+    ended, clients, past = "", server.called("expireat", "pexpireat"), "EXPIREAT or PEXPIREAT"
     if not clients and not expired and not fields:
         clients, past = server.called("expire", "pexpire"), "EXPIRE or PEXPIRE"
     if started and (expired or fields or (server.writes and not server.keys)):
@@ -261,8 +260,7 @@ def missing(expected: Expectation, context: AuditContext) -> list[Finding]:
             *([f"{past} was called {counted(clients, 'time')}: {PAST}"] if ended and clients else []),
         ),
         next="check the pattern, the database number and the server in the URL"
-        if not ended
-        else "if there were sessions before: memkit record URL -o FILE.db shows which TTL new sessions get",
+        + ("; if they are right, memkit record URL -o FILE.db shows which TTL new sessions get" if ended else ""),
     )
     return [no_data, *suspects[:1]]
 

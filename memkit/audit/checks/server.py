@@ -88,8 +88,8 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
         when: The start's time in words.
         database: The number of the database that was audited.
     """
-    notes = []
-    if server.started_ms is not None and server.now_ms - server.started_ms < (longest := _longest_ms(expectations)):
+    notes, longest = [], _longest_ms(expectations) or math.inf
+    if server.started_ms is not None and server.now_ms - server.started_ms < longest:
         loaded = ""
         if "rdb_last_load_keys_loaded" in server.info:
             origin = " from an RDB file or its primary" if server.may_have_synced else " from an RDB file"
@@ -179,6 +179,9 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     refuses = bool(limit) and used >= limit and server.policy == "noeviction" and not server.is_replica
     if out_of_memory or refuses:
         now = "and memory is full" if full else "and memory has room now"
+        kept = server.keys - sum(one.get("expires", 0) for one in server.databases.values())
+        if str(server.policy).startswith("volatile") and kept:
+            state += f"; {kept:,} of {counted(server.keys, 'key')} have no TTL, and {server.policy} evicts none of them"
         return Finding.of(
             "out_of_memory",
             message=f"the server refused {counted(out_of_memory, 'write')} for lack of memory ({server.policy}), {now}"
@@ -193,7 +196,9 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
     refused = _refused(server)
     if refused < max(FEWEST, REFUSED_SHARE * (server.writes + refused)):
         return None
-    failed = "err" in (server.info.get("rdb_last_bgsave_status"), server.info.get("aof_last_write_status"))
+    accepts = server.config.get("save") == "" or server.config.get("stop-writes-on-bgsave-error") == "no"
+    failed = server.info.get("rdb_last_bgsave_status") == "err" and not accepts
+    failed = failed or server.info.get("aof_last_write_status") == "err"
     still = bool(server.errors("MISCONF")) and failed
     commands = ", ".join(f"{name} {count:,}" for name, count in server.refused_writes.items())
     return Finding.of(
@@ -202,9 +207,11 @@ def _writes_refused(server: ServerFacts) -> Finding | None:
         + ("; the server refuses every write until its data can be saved" if still else ""),
         # If the state has passed, or is one client's, it may have been a failover or no session's write.
         confidence="proven" if still else "possible",
-        evidence=(f"INFO commandstats: {server.writes:,} writes were called; failed or rejected: {commands}",),
+        evidence=(f"INFO commandstats: {server.writes:,} writes succeeded; failed or rejected: {commands}",),
         next="check the server's disk and its log: it cannot save its data"
         if still
+        else "let clients write to the primary: this server is a replica, which refuses writes (READONLY)"
+        if server.is_replica and server.errors("READONLY")
         else "read the texts of these errors in the application's log",
     )
 
@@ -242,7 +249,8 @@ def _evicted(server: ServerFacts, after: Mapping[str, str], ttl_ms: float) -> Fi
             f"evictions went on during the audit: {'yes' if rising else 'no'}",
             f"memory {used:,} of {limit:,} bytes" if limit else "no memory limit now",
         ),
-        next="raise maxmemory, or keep sessions on a server of their own with maxmemory-policy noeviction",
+        next=("raise maxmemory, or " if limit else "")
+        + "keep sessions on a server of their own with maxmemory-policy noeviction",
     )
 
 
@@ -321,6 +329,8 @@ def _restarted(
     longest = max((after - at for at, after in pairwise(before)), default=0)
     pause = started - before[-1] if before else 0
     empty = context.history.empty_start_ms is not None and YOUNG_MS <= uptime < ttl_ms
+    step = "compare when the file was saved with when the server stopped: writes between the two are lost; an "
+    step += "append-only file prevents that"
     if dropped >= max(FEWEST, DROPPED_SHARE * (dropped + server.loaded_keys)):
         what = f"dropped {dropped:,} of {dropped + server.loaded_keys:,} keys as expired: "
         what += "the file was old, or the server was stopped for long"
@@ -332,6 +342,7 @@ def _restarted(
         what = "was empty; sessions were written from the start on, so sessions from before may be lost"
         first = duration(max(written[0] - started, 0))
         evidence = [f"{len(written):,} sessions within {duration(uptime)}, the first written {first} after the start"]
+        step = "find out why it found no file: is persistence on, and is its directory kept (a container's volume)?"
     else:
         return None
     return Finding.of(
@@ -341,8 +352,7 @@ def _restarted(
         confidence="possible",
         since=Since(started, "exact"),
         evidence=evidence,
-        next="if this was not the first start, compare when the file was saved with when the server stopped: writes "
-        "between the two are lost; an append-only file prevents that",
+        next=f"if this was not the first start, {step}",
     )
 
 

@@ -13,7 +13,7 @@ from memkit.config import Expectation
 from memkit.readonly.values import to_name
 from memkit.render import counted, duration
 
-NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil"))
+NO_VALUES = frozenset(("", "none", "null", "undefined", "nan", "nil", "<nil>", "%!s(<nil>)"))
 """What programming languages write for a missing value: such a session id proves that none reached the store."""
 _ID = rb"(?:\w+_id|[a-z]+I[dD]|id)"
 NO_ID = re.compile(

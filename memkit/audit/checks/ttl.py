@@ -431,7 +431,7 @@ def _unwanted_deadlines(expected: Expectation, sessions: Sequence[Group], contex
         confidence="proven" if sure else "possible",
         since=since,
         observed_ms=common_ttl(lifetimes_of(keys, context.history)),
-        evidence=(f"PTTL of {counted(len(keys), 'key')}", *([] if sure else [apart])),
+        evidence=(f"PTTL (HPTTL of fields) of {counted(len(keys), 'key')}", *([] if sure else [apart])),
         next="find what sets the TTL: on this server, CLIENT LIST shows each client's last command",
     )
 
@@ -447,13 +447,17 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
     longer, most = ttl > analysis.ttl, max(one.given for one in values)
     # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
     sure = longer or analysis.too_few_touches(affected)
+    # Calendar days that span a change to or from summer time are an hour off, for those written before it only.
+    first, last = min(one.accessed for one in affected), max(one.accessed for one in affected)
+    mixed = any(first < one.accessed < last for one in values if abs(one.given - analysis.ttl) <= near_ms)
+    an_hour = abs(abs(ttl - analysis.ttl) - HOUR_MS) <= near_ms
     if len(affected) < FEWEST or (not sure and most > ttl + near_ms):
         return []
     found = TtlAnomaly(
         kind="long" if longer else "short",
         ttl_ms=ttl,
         keys=len(affected),
-        confidence="likely" if sure else "possible",
+        confidence="likely" if sure and (mixed or not an_hour) else "possible",
     )
     return [found]
 
@@ -472,7 +476,11 @@ def _other_clock(expected: Expectation, ttl_ms: float, context: AuditContext) ->
     if not server.called(*ABSOLUTE_DEADLINES) or not HOUR_MS <= abs(zone) <= ZONE_MS or abs(off - zone) > SKEW_MS:
         return None
     hours = duration(abs(zone)) if zone % HOUR_MS else counted(abs(zone) // HOUR_MS, "hour")
-    return "unit_mistake", f"exactly {hours} {'more' if off > 0 else 'less'}, as if a local time were taken for UTC"
+    days = ", or days that span a change to or from summer time" if hours == "1 hour" else ""
+    return (
+        "unit_mistake",
+        f"exactly {hours} {'more' if off > 0 else 'less'}, as if a local time were taken for UTC{days}",
+    )
 
 
 def _persistent_renewal(expected: Expectation, analysis: LifetimeAnalysis, context: AuditContext) -> Finding | None:
