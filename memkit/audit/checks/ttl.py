@@ -447,12 +447,12 @@ def _off_by_clock(expected: Expectation, analysis: LifetimeAnalysis, context: Au
     longer, most = ttl > analysis.ttl, max(one.given for one in values)
     # A job that reads each session some hours after it was written leaves the same deadlines and idle times.
     sure = longer or analysis.too_few_touches(affected)
+    if len(affected) < FEWEST or (not sure and most > ttl + near_ms):
+        return []
     # Calendar days that span a change to or from summer time are an hour off, for those written before it only.
     first, last = min(one.accessed for one in affected), max(one.accessed for one in affected)
     mixed = any(first < one.accessed < last for one in values if abs(one.given - analysis.ttl) <= near_ms)
     an_hour = abs(abs(ttl - analysis.ttl) - HOUR_MS) <= near_ms
-    if len(affected) < FEWEST or (not sure and most > ttl + near_ms):
-        return []
     found = TtlAnomaly(
         kind="long" if longer else "short",
         ttl_ms=ttl,
