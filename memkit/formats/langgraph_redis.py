@@ -212,6 +212,9 @@ def siblings(stored: SessionValues) -> Iterable[KeyRequest]:
     for raw in (*thread.kinds["write list"].values(), *thread.kinds["registry"].values()):
         yield from (KeyRequest(member, "write") for member in (raw.scores if raw else ()))
     yield from (KeyRequest(name, "checkpoint") for name in thread.pointed)
+    # A damaged document does not show its thread, but its child names it.
+    parents = ((name, thread.documents[name].get("parent_checkpoint_id")) for name in thread.kinds["checkpoint"])
+    yield from (KeyRequest(f"{name.rpartition(':')[0]}:{uid}", "checkpoint") for name, uid in parents if uid)
     for names in thread.write_lists():
         yield from (KeyRequest(name, "write list", kind="zset") for name in names)
     for name in () if thread.indexed else thread.kinds["checkpoint"]:

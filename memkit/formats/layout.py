@@ -139,6 +139,7 @@ class Layout:
             name_of=self.name_of,
             written_s=self.written_s,
             colon=self.colon,
+            names_message=partial(_names_message, self),
         )
 
 
@@ -183,6 +184,13 @@ def _recognise(layout: Layout, raw: RedisValue, wanted: str | None) -> KeyOwner 
         if key.fields and session is None and key.pattern == "{id}":
             return KeyOwner(layout.store, raw.name, "", key.part)
     return None
+
+
+def _names_message(layout: Layout, owner: KeyOwner, name: str) -> bool:
+    numbered = (key for key in layout.keys if key.holds == MESSAGE and key.pattern.endswith(("{#}", "{ulid}")))
+    rest = name.removeprefix(owner.prefix)
+    own = (re.fullmatch(_translated(key.pattern, owner.session, layout.colon), rest, re.DOTALL) for key in numbered)
+    return name.startswith(owner.prefix) and any(own)
 
 
 def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:

@@ -181,6 +181,7 @@ class Format:
         name_of: Returns the name to report, if it depends on all keys of the session.
         colon: How names write a colon of the session's id.
         written_s: Returns when a document was last written, if its fields together state that.
+        names_message: Whether a name can only be that of one message of the session: its payload may be damaged.
     """
 
     store: str
@@ -196,6 +197,7 @@ class Format:
     name_of: Callable[[SessionValues], str] | None = None
     colon: str = ":"
     written_s: Callable[[Mapping[str, Any]], float | None] | None = None
+    names_message: Callable[[KeyOwner, str], bool] = lambda _owner, _name: False
 
 
 def text_or_none(value: Any) -> str | None:

@@ -125,7 +125,13 @@ def _of_zset(raw: RedisValue) -> _Found:
     equal = sum(first[:2] == second[:2] for first, second in pairwise(keyed))
     reason = f"the order of the messages is not known if their scores are equal: {counted(equal, 'pair')} of them"
     entries = [each._replace(place=abs(score)) for score, _, each in keyed]
-    return _Found(raw, entries, ordered=True, faults=[Note(reason)] if equal else [])
+    notes = [*_left_out(len(raw.scores) - len(found), len(raw.scores)), *([Note(reason)] if equal else [])]
+    return _Found(raw, entries, ordered=True, faults=notes)
+
+
+def _left_out(count: int, total: int) -> Iterator[Note]:
+    if count:
+        yield Note(f"{counted(count, 'element')} of {total:,} could not be read as messages")
 
 
 def _opened(data: bytes, key: str) -> Entry | None:
@@ -163,8 +169,9 @@ def _of_list(raw: RedisValue) -> _Found:
             faults.read(index, element)
         else:
             others += 1
-    note = Note(f"{counted(others, 'element')} of {len(raw.elements):,} could not be read as messages")
-    return _Found(raw, entries, faults=[*faults.problems(), *([note] if others else [])])
+    texts = (open_payload(element).encoding for element in raw.elements if element[:1] == b'"')
+    twice = [TWICE] if any(encoding.startswith("json string > json") for encoding in texts) else []
+    return _Found(raw, entries, faults=[*faults.problems(), *_left_out(others, len(raw.elements)), *twice])
 
 
 def _of_hash(raw: RedisValue) -> list[Entry]:

@@ -283,6 +283,8 @@ class _Search:
             joined = owner.prefix if owner.prefix[-1:].isalnum() else ""  # so that the id stands by itself
             self._scan(joined + owner.session.replace(":", found.colon))
         owners = {name: self._owner(name, owner.session) for name in self._there}
+        damaged = {name for name, each in owners.items() if each is None and found.names_message(owner, name)}
+        owners |= dict.fromkeys(damaged, owner._replace(part="message"))
         own = {name: each for name, each in owners.items() if each and each.group == owner.group}
         owner = next(iter(own.values()), owner)
         parts = {name: member.part for name, member in own.items()}

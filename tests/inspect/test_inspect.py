@@ -580,6 +580,67 @@ HOSTILE_PAYLOADS: dict[str, Callable[[], bytes]] = {
 }
 
 
+DAMAGED = (b"[object Object]", b"{'type': 'human'}", b"\x99\xf3\xe1\xfe" * 9, b"")
+"""None of them shows any field of the document that it was."""
+
+
+@pytest.mark.parametrize("payload", DAMAGED)
+@pytest.mark.parametrize(("name", "part"), [
+    ("spring-ai", ""), ("strands-valkey", ":message:"), ("langchain-redis", ""), ("langgraph-redis-own-prefix", ""),
+])  # fmt: skip
+def test_a_damaged_document_is_found_by_its_name(client: redis.Redis, name: str, part: str, payload: bytes) -> None:
+    session = load(client, name)
+    keys = [key.key for key in inspect_session(client, session).keys if key.part in ("message", "checkpoint")]
+    damaged = min(key for key in keys if part in key)
+    client.set(damaged, payload, keepttl=True)
+    report = inspect_session(client, session)
+    found = {problem.cause for problem in report.problems if problem.key == damaged}
+    assert found
+    assert found <= {"corrupt", "encoding_changed", "partly_decoded"}
+    assert "parent no longer exists" not in report.to_text()
+
+
+@pytest.mark.parametrize(("name", "foreign"), [
+    ("spring-ai", "chat-memory:sess-A:notes"), ("strands-valkey", "session:sess-A:agent:bot:lock"),
+    ("langchain-redis", "chat:sess-A:lock"), ("langgraph-redis-own-prefix", "myapp_ckpt:sess-A:__empty__:lock"),
+])  # fmt: skip
+def test_a_key_of_the_application_is_no_damage(client: redis.Redis, name: str, foreign: str) -> None:
+    session = load(client, name)
+    client.set(foreign, "worker-7")
+    report = inspect_session(client, session)
+    assert causes(report) == BY_NATURE.get(name, [])
+    assert foreign not in [key.key for key in report.keys]
+
+
+@pytest.mark.parametrize("name", ["connect-redis", "langchain4j", "mastra-redis"])
+def test_a_document_encoded_twice_is_named(client: redis.Redis, name: str) -> None:
+    """Its reader gets a text instead of an object."""
+    session = load(client, name)
+    key = {"mastra-redis": "mastra_threads:id:sess-A"}.get(name, PRIMARY[name])
+    client.set(key, json.dumps(client.get(key)), keepttl=True)
+    report = inspect_session(client, session, reveal=True)
+    assert [problem.key for problem in report.problems if problem.cause == "encoding_changed"] == [key]
+    assert plainly(report) == expected_of(name)
+
+
+def test_lost_messages_of_unknown_stores_are_counted(client: redis.Redis) -> None:
+    session = load(client, "homemade-zset")
+    assert "could not be read" not in inspect_session(client, session).to_text()
+    (member, score), *_ = client.zrange("chat:sess-A", 0, 0, withscores=True)
+    client.zrem("chat:sess-A", member)
+    client.zadd("chat:sess-A", {member[:-20]: score})
+    assert "1 element of 3 could not be read as messages" in inspect_session(client, session).notes
+
+
+def test_elements_encoded_twice_are_noted(client: redis.Redis) -> None:
+    session = load(client, "homemade-list")
+    assert "encoded twice" not in inspect_session(client, session).to_text()
+    client.lset("chat:sess-A", 2, json.dumps(client.lindex("chat:sess-A", 2)))
+    report = inspect_session(client, session)
+    assert len(report.messages) == 5
+    assert any("encoded twice" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("what", [*HOSTILE_PAYLOADS, "small elements"])
 def test_a_hostile_session_takes_bounded_resources(client: redis.Redis, server: RedisServer, what: str) -> None:
     client.set("warm", "x")

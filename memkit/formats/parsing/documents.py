@@ -180,6 +180,6 @@ def read_document(raw: RedisValue) -> tuple[Any, list[Problem]]:
     if raw.kind not in DOCUMENT_KINDS or raw.unread_reason or json_start(raw.data) == b"{":
         return read(raw)
     opened = open_payload(raw.data)
-    if opened.value is None and opened.encoding in ("text", "empty", "binary"):
-        return None, [_unreadable(raw, parse(raw.data))]
-    return opened.value, []
+    is_unknown = opened.value is None and opened.encoding in ("text", "empty", "binary")
+    is_changed = is_unknown or opened.encoding.startswith("json string")
+    return opened.value, [_unreadable(raw, parse(raw.data))] if is_changed else []
