@@ -45,6 +45,8 @@ SEVERITIES: dict[str, Severity] = {
 }
 """Every cause, in the order in which findings of equal weight are reported."""
 _SHORTENED = ("ttl_too_short", "unit_mistake", "two_ttls", "not_refreshed")
+_ENDED = ("evicted", "deleted", "restarted", "dangling", "stale_index")
+"""The keys of these findings no longer exist, and were not among those that were checked."""
 _COLUMNS = "cause severity confidence prefix keys sampled expected_ttl_s observed_ttl_s since since_is"
 COLUMNS = tuple(_COLUMNS.split())
 WITH_JITTER = 1 + JITTER
@@ -126,6 +128,11 @@ class Finding:
         """``"critical"`` (memory is being lost), ``"warning"`` (it may be, or grows for ever) or ``"info"``."""
         severity = SEVERITIES[self.cause]
         return "warning" if severity == "critical" and self.confidence == "possible" else severity
+
+    @property
+    def keys_text(self) -> str:
+        """How many keys are affected, and of how many if they were among those that were checked."""
+        return f"{self.keys:,}" if self.cause in _ENDED else f"{self.keys:,} of {self.sampled:,} checked"
 
     @property
     def is_short(self) -> bool:

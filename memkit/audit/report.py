@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 SCHEMA = 2
 INDENT = 11
 SOON_MS = 300_000
-ENDED = ("evicted", "deleted", "restarted", "dangling", "stale_index")
-"""The keys of these findings no longer exist, and were not among those that were checked."""
 EXIT_CODES = {"healthy": 0, "findings": 1, "undetermined": 2, "no_data": 2}
 
 
@@ -184,8 +182,7 @@ class AuditReport:
             rows.append(("TTL", f"expected {duration(expected)}, observed {duration(observed)}"))
         rows += self.since_rows(finding)
         if finding.keys:
-            of = "" if finding.cause in ENDED else f" of {finding.sampled:,} checked"
-            rows.append(("keys", f"{finding.keys:,}{of}"))
+            rows.append(("keys", finding.keys_text))
         return [*rows, *(("evidence", one) for one in finding.evidence), ("next", finding.next)]
 
     def since_rows(self, finding: Finding) -> list[tuple[str, str]]:

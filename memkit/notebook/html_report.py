@@ -100,7 +100,7 @@ def _numbers(report: AuditReport) -> Iterable[tuple[str, str]]:
     if report.affected_text:
         yield "affected", report.affected_text
     elif first and first.keys:
-        yield "affected", f"{first.keys:,} of {counted(first.sampled, 'key')}"
+        yield "affected keys", first.keys_text
     if first and first.expected_ttl_s is not None:
         yield "expected TTL", duration(first.expected_ttl_s * 1000)
         yield "observed TTL", duration(None if first.observed_ttl_s is None else first.observed_ttl_s * 1000)

@@ -222,6 +222,17 @@ def test_affected_sessions_are_hashed_or_revealed(server: RedisServer) -> None:
     assert name.isprintable()
 
 
+def test_evicted_keys_are_none_of_those_checked(server: RedisServer) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+        for n in range(400):
+            client.set(f"cache:{n}", "x" * 4_000, ex=900)
+    report = audit(server.url, expect={"chat:*": "7d"}, duty=1)
+    assert report.verdict.cause == "evicted"
+    assert f"<dt>affected keys</dt><dd>{report.findings[0].keys:,}</dd>" in html_report.page(report)
+
+
 def test_locks_are_no_affected_sessions() -> None:
     world = draw_world("locks_under_the_prefix", 3, 40)
     with world.played() as server:
