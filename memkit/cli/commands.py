@@ -308,6 +308,8 @@ def run(given: argparse.Namespace) -> int:
         _complete(given)
         if file and not file.absolute().parent.is_dir():
             raise MemkitError(f"the folder {file.parent} does not exist; make it, or give {option} another file")
+        if file and option == "--affected" and file.exists():
+            raise MemkitError(f"cannot write {file}: File exists; give a new file")
         if file and not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
             raise MemkitError(f"{file} cannot be written; give {option} another file")
         return COMMANDS[given.command](given)

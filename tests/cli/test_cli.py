@@ -320,6 +320,14 @@ def test_unwritable_file_is_named_before_the_audit(capsys, monkeypatch, tmp_path
     assert (code, err) == (2, f"memkit: {file} cannot be written; give --affected another file\n")
 
 
+def test_existing_file_is_named_before_the_audit(capsys, tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text("chat:1")
+    code, _, err = run(capsys, "audit", "redis://127.0.0.1:1", "--expect", "s=7d", "--affected", str(file))
+    assert (code, err) == (2, f"memkit: cannot write {file}: File exists; give a new file\n")
+    assert file.read_text() == "chat:1"
+
+
 def test_replica_that_does_not_answer_hides_no_session(capsys):
     with RedisServer(port=0) as server, server.client() as client:
         client.set("chat:1", "x", ex=100)
