@@ -126,6 +126,11 @@ class ServerFacts:
         """Return how often any of these commands was called."""
         return sum(self.calls.get(name, 0) for name in commands)
 
+    def succeeded(self, *commands: str) -> int:
+        """Return how often any of these commands was called and did not fail (Redis 6.2)."""
+        failed = (self.fields(f"cmdstat_{name}").get("failed_calls", 0) for name in commands)
+        return self.called(*commands) - sum(map(int, failed))
+
     @property
     def is_replica(self) -> bool:
         """Whether the server replicates another."""
@@ -172,7 +177,7 @@ class ServerFacts:
         A failover calls REPLICAOF, too: the server then has the keys and the writes of its primary.
         """
         received = self.is_replica or self.loaded_keys or self.replicated_bytes > REPLICATED_BYTES
-        return [name for name in FLUSHES if self.called(name) and not (received and name in REPLICATES)]
+        return [name for name in FLUSHES if self.succeeded(name) and not (received and name in REPLICATES)]
 
     def errors(self, code: str) -> int:
         """Return how many errors with this code were sent (Redis 6.2), since the start or the last CONFIG RESETSTAT."""
@@ -241,8 +246,7 @@ class ServerFacts:
     @property
     def writes(self) -> int:
         """How many commands wrote values, as far as they are known by name; those that failed (Redis 6.2) did not."""
-        failed = (self.fields(f"cmdstat_{name}").get("failed_calls", 0) for name in VALUE_WRITES)
-        return self.called(*VALUE_WRITES) - sum(map(int, failed))
+        return self.succeeded(*VALUE_WRITES)
 
     @property
     def started_ms(self) -> int | None:

@@ -473,6 +473,17 @@ def test_sessions_under_other_names_since(new: str | Callable[[str], bytes], tra
     assert report.findings[0].confidence == ("possible" if new == "{}" else "likely")
 
 
+@pytest.mark.parametrize(("tenant", "found"), [("None", True), ("undefined", True), ("none", False), ("north", False)])
+def test_tenant_without_a_value_among_others(tenant: str, found: bool, traffic: Traffic) -> None:
+    events: list[Event] = []
+    for number, age_s in enumerate(traffic.times()):
+        name = f"chat:{tenant if number % 6 == 0 else traffic.dice.choice(('acme', 'globex'))}:{traffic.uid()}"
+        events += traffic.write(name, age_s, kind="string")
+    report = traffic.world(events).audited()
+    assert causes(report) == ({"wrong_prefix"} if found else set())
+    assert not false_alarms(report)
+
+
 def test_example_of_a_name_hides_ids_alone(traffic: Traffic) -> None:
     world = renamed(traffic, "chat_of_customers:{}", both=False)
     (found,) = replace(world, expect={"chat*": 7 * DAY}).audited().findings
@@ -681,6 +692,12 @@ def test_volatile_policy_evicts_every_session(ttl_s: float | None, traffic: Traf
     config: dict[str, object] = {"maxmemory-policy": "volatile-ttl"}
     world = traffic.world(traffic.sessions(ttl_s=ttl_s), expect={"chat:*": ttl_s}, config=config, after=fill)
     assert ("evicted" in causes(world.audited())) == (ttl_s is not None)
+
+
+def test_flush_that_was_refused_removed_nothing(traffic: Traffic) -> None:
+    events = [one for age_s in traffic.times(0, 2 * HOUR) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
+    report = traffic.world([*events, (3 * HOUR, ("FLUSHALL", "NOW"))], age_s=8 * DAY).audited()
+    assert (report.verdict.status, causes(report)) == ("healthy", set())
 
 
 @pytest.mark.parametrize("limited", [True, False])

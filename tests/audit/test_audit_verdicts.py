@@ -276,14 +276,15 @@ def test_copy_from_a_primary_is_no_access(ttl_s: float, status: str, traffic: Tr
     assert report.verdict.status == status, report.verdict.sentence
 
 
-@pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
+@pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL", "SWAPDB 0 1"])
 def test_flush_is_named_with_a_bound(command: str, traffic: Traffic) -> None:
-    events = [*traffic.sessions(newest_s=2 * HOUR), (2 * HOUR, (command,))]
+    events = [*traffic.sessions(newest_s=2 * HOUR), (2 * HOUR, (*command.split(),))]
     later = [one for age_s in traffic.times(60, 1.9 * HOUR) for one in traffic.write(f"chat:{traffic.uid()}", age_s)]
     report = traffic.world(events + later).audited()
     found = of(report, "flushed")
     assert (found.confidence, found.since_is) == ("possible", "upper bound")
-    assert command in found.message
+    assert command.split()[0] in found.message
+    assert ("moved all keys to another database" in found.next) == command.startswith("SWAPDB")
     assert found.since
     assert timedelta(hours=1.5) < report.at - found.since < timedelta(hours=2.1)
 

@@ -136,11 +136,21 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
         shape = f"{expected.prefix}{new.part}"
         odd, plain = ([one.facts for one in part] for part in (later, former))
         finding = _odd_finding(expected, odd, plain, context, what=f"another shape ({shape})", mistake=False)
-        words = {word.lower() for word in re.split("[:/|#]", new.part) if word}
-        on_purpose = words.isdisjoint(NO_VALUES) and not (expected.prefix and shape.startswith(2 * expected.prefix))
+        on_purpose = not _lacks_a_value(new) and not (expected.prefix and shape.startswith(2 * expected.prefix))
         if finding:
             return replace(finding, confidence="possible") if on_purpose else finding
-    return None
+    lacking = [group for group in groups if _lacks_a_value(group) and len(group.members) >= FEWEST]
+    odd, plain = ([one for group in part for one in group.keys] for part in (lacking, groups))
+    if len(plain) == len(odd):
+        return None
+    what = f"the word for a missing value ({', '.join(f'{expected.prefix}{group.part}' for group in lacking)})"
+    finding = _odd_finding(expected, odd, [], context, what=what, mistake=True) if odd else None
+    return finding and replace(finding, confidence="possible", next="make the writer refuse a missing value")
+
+
+def _lacks_a_value(group: Group) -> bool:
+    """Whether its names have the word for a missing value; no language writes ``none``, but people do."""
+    return any(word.lower() in NO_VALUES for word in re.split("[:/|#]", group.part) if word and word != "none")
 
 
 def _by_version(group: Group) -> list[Group]:

@@ -107,9 +107,9 @@ def server_notes(server: ServerFacts, expectations: Sequence[Expectation], *, wh
             f"this is a replica: it does not count what its primary ({primary}) evicts or refuses; audit that, too"
             + (lost if server.info.get("slave_read_only") == "0" else "")
         )
-    flushes = server.called(*FLUSHES)
+    flushes = server.succeeded(*FLUSHES)
     if flushes:
-        names = " or ".join(name.upper() for name in FLUSHES if server.called(name))
+        names = " or ".join(name.upper() for name in FLUSHES if server.succeeded(name))
         failover = "" if server.is_replica or not server.called(*REPLICATES) else FAILOVER
         notes.append(f"{names} was called {counted(flushes, 'time')} since the start or a reset{failover}")
     if (refused := _refused(server)) or server.errors("OOM"):
@@ -280,7 +280,7 @@ def _flushed(
     server: ServerFacts, context: AuditContext, ttl_ms: float, oldest: int, *, dated: int, existing: int
 ) -> Finding | None:
     """Uses the calls of FLUSHALL and FLUSHDB, the slow log, and the oldest access of any key."""
-    calls, started = server.called(*server.flushes), server.started_ms
+    calls, started = server.succeeded(*server.flushes), server.started_ms
     if not calls or not ttl_ms or started is None:
         return None
     # The log does not name the database; sessions from before a flush that is older than the TTL have ended by it.
@@ -312,7 +312,9 @@ def _flushed(
             f"{oldest_key}, the server is {duration(server.now_ms - started)} old and sessions should be up to "
             f"{duration(min(ttl_ms, server.now_ms - started))} old",
         ),
-        next="find the client that flushes, often a job that clears a cache; keep sessions on a server of their own, "
+        next="find the client that calls SWAPDB: it moved all keys to another database (INFO keyspace)"
+        if server.flushes == ["swapdb"]
+        else "find the client that flushes, often a job that clears a cache; keep sessions on a server of their own, "
         "or deny these commands by ACL",
     )
 
