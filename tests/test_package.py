@@ -122,6 +122,12 @@ def test_the_wheel_has_notebooks_scripts_and_types(wheel):
     assert modules <= names
 
 
+def test_a_folder_named_memkit_hides_nothing(tmp_path):
+    """Python's first look is at the working directory, which has such a folder if it is the one of a clone."""
+    (tmp_path / "memkit").mkdir()
+    subprocess.run([sys.executable, "-c", "from memkit import MemoryStore"], cwd=tmp_path, check=True)
+
+
 def test_the_top_folder_has_known_names_only():
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\n")
     top = {name.partition("/")[0] for name in names if name and not name.startswith(".")}
