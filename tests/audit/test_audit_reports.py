@@ -83,6 +83,19 @@ def test_ttl_that_is_a_time_or_in_minutes(
     assert (report.at - found.since).total_seconds() >= 380
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_expectation_that_may_be_wrong_itself(share: float, traffic: Traffic) -> None:
+    """If no session has another TTL, there may be no release to roll back."""
+    events: list[Event] = []
+    for age_s in traffic.times(0, HOUR):
+        usual = 0 if share == 1 else 2 * HOUR
+        ttl_s = HOUR if traffic.dice.random() < share else 7 * DAY
+        events += traffic.write(f"chat:{traffic.uid()}", age_s + (usual if ttl_s > HOUR else 0), ttl_s=ttl_s)
+    (found,) = traffic.world(events, age_s=8 * DAY, steps=500).audited().findings
+    assert found.observed_ttl_s == HOUR
+    assert ("if this TTL is intended: --expect 'chat:*=1h'" in found.next) == (share == 1)
+
+
 @pytest.mark.parametrize(("changed_s", "confidence"), [(4 * DAY, "possible"), (0.0, "likely")])
 def test_days_that_span_a_change_to_summer_time(changed_s: float, confidence: str, traffic: Traffic) -> None:
     """Sessions from before the change are an hour shorter; of clients in two zones, every other one is."""

@@ -307,6 +307,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
     cause = "unit_mistake" if unit and not both else f"ttl_too_{anomaly.kind}"
     cause = clock[0] if clock else "two_ttls" if both and anomaly.kind == "short" else cause
     prefix = narrowest_prefix(affected, [one.key for one in context.keys], expected.prefix)
+    of_all = len(affected) == len(group.keys) and prefix == expected.prefix and not anomaly.jitter
     given, wanted = _given(anomaly, context), _ttls(expected)
     since = "" if anomaly.since is None else f", {context.since_text(anomaly.since)}"
     verb = "got" if anomaly.since and anomaly.since.bound == "until" else "get"
@@ -330,7 +331,7 @@ def _ttl_finding(expected: Expectation, group: Group, anomaly: TtlAnomaly, conte
         evidence=(*evidence, *([unit] if unit else [])),
         next="let NTP set the clocks and compute deadlines in UTC, or set TTLs relative (EXPIRE, SET EX)"
         if clock
-        else _next_for_ttl(expected, anomaly, both=both),
+        else _next_for_ttl(expected, anomaly, both=both, of_all=of_all),
     )
 
 
@@ -393,7 +394,8 @@ def _unit_mistake(anomaly: TtlAnomaly, expected_ms: int, context: AuditContext) 
     return ttl_ms, None
 
 
-def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> str:
+def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool, of_all: bool) -> str:
+    """Return the advice. ``of_all``: no session has another TTL, so that the expectation may be what is wrong."""
     if both:
         ttls = f"{ttl_text(round(anomaly.ttl_ms))}|{ttl_text(expected.ttl_ms or 0)}"
         return (
@@ -403,6 +405,8 @@ def _next_for_ttl(expected: Expectation, anomaly: TtlAnomaly, *, both: bool) -> 
     if anomaly.since and anomaly.since.bound == "until":
         return "nothing to roll back: sessions written since get the expected TTL, existing ones at their next write"
     then = "until then, memory grows" if anomaly.kind == "long" else "sessions get the right TTL at their next write"
+    if of_all:
+        then += f"; if this TTL is intended: --expect '{expected.pattern}={ttl_text(round(anomaly.ttl_ms))}'"
     return f"look for the release that changed the TTL of {expected.pattern}, and roll it back; {then}"
 
 
