@@ -458,6 +458,7 @@ class _Recorder:
             elif name in self._server.moved:
                 self._imported[name] = None
             return
+        self._evicted.discard(name)  # it was created again
         behind_ms = REPLICA_CLOCK_MS if self._is_replica else PUSH_DELAY_MS
         if before and before.deadline_ms is not None and (moment.earliest_ms or 0) - behind_ms >= before.deadline_ms:
             self._add_end(name, before, Moment.at(before.deadline_ms), "expired")
@@ -496,6 +497,8 @@ class _Recorder:
         self._odd_ttls.clear()
         for name, was, moment in vanished:
             state = self._present.get(name)
+            # While a server's clock is moved, a TTL that was given since the last look may have passed.
+            is_wide = (moment.latest_ms or 0) - (moment.earliest_ms or 0) > GAP_S * 1_000
             if state is not None and state.deadline_ms is None and was.deadline_ms is not None:
                 persisted, replaced = called & _REMOVING_TTL, called & _REPLACING
                 lost: list[EventName] = ["overwritten"] if replaced or not persisted else []
@@ -503,15 +506,18 @@ class _Recorder:
                 lost += ["expired"] if was.deadline_ms <= (moment.latest_ms or 0) else []  # and was created again
                 proven = not called & _DELETING  # otherwise it may also have been deleted and created anew
                 self._file.add(KeyEvent(self._db, name, lost[0], moment, "", possible=tuple(lost), proven=proven))
-            elif name in evicted:
+            elif name in evicted and not is_wide:
                 self._add_end(name, was, moment, "evicted")
             elif was.deadline_ms is not None and (moment.latest_ms or 0) >= was.deadline_ms:
-                certain = (moment.earliest_ms or 0) >= was.deadline_ms or not called & _DELETING
+                is_past = (moment.earliest_ms or 0) >= was.deadline_ms
+                certain = is_past or not (called & _DELETING or name in evicted)
                 self._add_end(name, was, Moment.at(was.deadline_ms), "expired", proven=certain)
             else:
                 renamed = called & _RENAMING or name in moved
                 possible = self._counted_ends(called, before, now, renamed=bool(renamed))
-                if "expired" not in possible and self._may_have_expired(was.deadline_ms, moment):
+                may_have_expired = is_wide and now.expired > before.expired
+                may_have_expired = may_have_expired or self._may_have_expired(was.deadline_ms, moment)
+                if "expired" not in possible and may_have_expired:
                     possible.insert(0, "expired")
                 self._add_end(name, was, moment, *possible)
 

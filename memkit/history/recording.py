@@ -125,6 +125,8 @@ class Recording:
                     raise SourceError(f"{path}: this SQLite file is not a memkit recording")
                 if schema != SCHEMA:
                     raise SourceError(f"{path}: the recording has schema {schema}; this memkit reads schema {SCHEMA}")
+                if reading:  # what a recorder writes meanwhile is not seen: keys and events are of one moment
+                    self._db.execute("BEGIN")
                 opened.pop_all()
         except sqlite3.Error as error:
             what = "the file cannot be read as a recording" if reading else "the recording cannot be made"
@@ -148,7 +150,7 @@ class Recording:
 
     def close(self) -> None:
         """Write what is left and close the file: one file, which can be read from a read-only folder too."""
-        if self._db.in_transaction:
+        if self._db.in_transaction and not self._reading:
             self._db.execute("COMMIT")
             with suppress(sqlite3.Error):  # another process reads it
                 self._db.execute("PRAGMA journal_mode=DELETE")

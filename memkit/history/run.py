@@ -281,7 +281,8 @@ class _Timeline:
                 elif ends.earliest_ms is None or deadline_ms > ends.earliest_ms:
                     existing[db, key] = state._replace(is_sure=False)
                 else:
-                    at = Moment(deadline_ms, deadline_ms, stated=ends.stated)
+                    earliest_ms = deadline_ms if state.least else state.given.earliest_ms  # it may have ended before
+                    at = Moment(earliest_ms, deadline_ms, stated=ends.stated)
                     possible: tuple[EventName, ...] = ("expired",) if state.least else ("expired", "deleted")
                     self.add(KeyEvent(db, key, "expired", at, "", deadline_ms, possible=possible))
         changes = tuple(self.changes.found())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -20,7 +21,7 @@ from test_history import CANARY, logging
 from memkit.audit import audit
 from memkit.audit.stored_keys import STRING_OVERHEAD_BYTES, StoredKeys
 from memkit.cli import main
-from memkit.errors import PolicyError, SourceError
+from memkit.errors import PolicyError, SessionNotFound, SourceError
 from memkit.history.aof import read_commands
 from memkit.history.snapshots import read_rdb
 from memkit.inspect import inspect_session
@@ -143,6 +144,20 @@ def test_log_is_audited_as_of_a_moment(log: tuple[Path, datetime, datetime]) -> 
     assert not earlier["findings"]
     (single,) = path.glob("*.incr.aof")
     assert verdict(single, at=before)["sample"]["of"] == 40
+
+
+def test_cut_log_is_read_up_to_its_last_command(log: tuple[Path, datetime, datetime]) -> None:
+    """A crash leaves such a log, and a server starts with it (aof-load-truncated)."""
+    path, _, _ = log
+    (file,) = path.glob("*.incr.aof")
+    file.write_bytes(file.read_bytes()[:-3])
+    found = verdict(path)
+    assert [one["cause"] for one in found["findings"]] == ["ttl_too_short"]
+    assert any(re.search(r"its last \d+ bytes were not read", note) for note in found["notes"])
+    assert not any("bytes were not read" in note for note in verdict(path, at=log[1])["notes"])
+    assert inspect_session(path, "chat:59").keys
+    with pytest.raises(SessionNotFound):
+        inspect_session(path, "chat:last")
 
 
 def test_log_is_inspected_as_of_a_moment(

@@ -67,6 +67,8 @@ def causes(path: Path, session: str = "1") -> tuple[str, ...]:
         ("0 RPUSH chat:1 a b\n1 LREM chat:1 0 a", ["exists", "deleted"]),
         ("0 SADD chat:1 a a\n1 SREM chat:1 a", ["deleted"]),
         ("0 SADD chat:1 a b\n1 SREM chat:1 a c", ["exists", "deleted"]),
+        ("0 SADD chat:1 a b\n0 PEXPIREAT chat:1 +9\n1 SREM chat:1 a c\n20 SET other v", ["expired", "deleted"]),
+        ("0 SADD chat:1 a b\n0 PEXPIREAT chat:1 +9\n1 SREM chat:1 a\n20 SET other v", ["expired"]),
         ("0 ZADD chat:1 NX CH 1 a inf b\n1 ZPOPMIN chat:1", ["exists"]),
         ("0 ZADD chat:1 1 a\n1 ZREMRANGEBYRANK chat:1 0 -1", ["deleted"]),
         ("0 HSET chat:1 f v\n1 HDEL chat:1 f", ["deleted"]),

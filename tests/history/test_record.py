@@ -284,6 +284,79 @@ def test_command_is_counted_before_its_name_arrives(tmp_path: Path) -> None:
     assert ended.possible == ("deleted",)
 
 
+@contextmanager
+def by_hand(server: RedisServer, path: Path) -> Iterator[tuple[_Recorder, Recording]]:
+    """Yield a recorder that has begun, and looks only when it is told to."""
+    with server.client() as client, Recording(path) as ledger:
+        recorder = _Recorder(client, ledger, url=server.url, prefixes=[b""], replication=None)
+        recorder.begin()
+        yield recorder, ledger
+        recorder.close()
+
+
+def look(recorder: _Recorder) -> None:
+    assert isinstance(recorder._server.pushed, Tracker)
+    names, evicted, _ = recorder._server.pushed.take(60)
+    recorder._evicted |= evicted
+    recorder._look(names, flushed=False)
+
+
+@pytest.mark.parametrize(("moved", "possible"), [(True, {"expired", "deleted"}), (False, {"deleted"})])
+def test_ttl_may_pass_before_it_is_seen(moved: bool, possible: set[str], tmp_path: Path) -> None:
+    """It was given since the last look, and the server's clock was moved past it; other keys were deleted."""
+    with start("redis-8.2") as server, server.client() as client:
+        client.mset({"chat:1": CANARY, "chat:2": CANARY})
+        client.set("chat:3", CANARY, ex=60)
+        with by_hand(server, tmp_path / "incident.db") as (recorder, ledger):
+            if moved:
+                client.expire("chat:1", 300)
+                server.clock.shift("1h")
+                wait_for("the expiry", lambda: client.exists("chat:1"), (0).__eq__)
+            else:
+                client.delete("chat:1")
+            client.delete("chat:2")
+            look(recorder)
+            recorder._explain()
+            found = [event for event in ledger.events() if event.key == b"chat:1"]
+    assert set(found[-1].possible) == possible
+
+
+def test_key_that_was_created_after_its_eviction(tmp_path: Path) -> None:
+    with start("redis-8.2") as server, server.client() as client:
+        for name, value in {"notify-keyspace-events": "Ee", "maxmemory-policy": "allkeys-random"}.items():
+            client.config_set(name, value)
+        client.set("chat:1", "x" * 100_000)
+        with by_hand(server, tmp_path / "incident.db") as (recorder, ledger):
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 50_000)
+            wait_for("the eviction", lambda: client.exists("chat:1"), (0).__eq__)
+            client.config_set("maxmemory", 0)
+            client.set("chat:1", CANARY)
+            look(recorder)
+            client.delete("chat:1")
+            look(recorder)
+            recorder._explain()
+            *_, ended = ledger.events()
+    assert "deleted" in ended.possible
+
+
+def test_recording_is_read_as_of_one_moment(tmp_path: Path) -> None:
+    """A recorder may write between the reading of the events and of the keys."""
+    path = tmp_path / "incident.db"
+    with Recording(path) as ledger:
+        ledger.begin_source(kind="tracking", name="redis://localhost", server="redis", version="8.2", began_ms=1)
+        keys = ledger.keys(0)
+        keys[b"chat:1"] = KeyState()
+        ledger.add(KeyEvent(0, b"chat:1", "written", Moment.at(2), ""))
+        ledger.commit()
+        with Recording(path, reading=True) as reader:
+            assert len(list(reader.events())) == 1
+            del keys[b"chat:1"]
+            ledger.add(KeyEvent(0, b"chat:1", "deleted", Moment.at(3), "", possible=("deleted",)))
+            ledger.commit()
+            assert list(reader.databases()[0]) == [b"chat:1"]
+            assert len(list(reader.events())) == 1
+
+
 @pytest.mark.parametrize("replication", [None, "primary"])
 def test_server_without_pexpiretime_is_refused(replication: Replication | None, tmp_path: Path) -> None:
     with start("redis-6.2") as server, pytest.raises(ServerError, match="needs PEXPIRETIME .Redis 7.0 or newer"):
