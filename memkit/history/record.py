@@ -624,8 +624,13 @@ def _dated(event: KeyEvent, moment: Moment) -> KeyEvent:
     return event._replace(ttl_ms=_ttl(event.deadline_ms or 0, moment)) if gave_ttl else event
 
 
-def _ttl(deadline_ms: int, moment: Moment) -> int:
-    """Return the TTL that was given between two looks: a whole number of seconds if one fits, otherwise the least."""
+def _ttl(deadline_ms: int, moment: Moment) -> int | None:
+    """Return the TTL that was given between two looks: whole minutes or seconds if they fit, otherwise the least.
+
+    It is not known if the server's clock was moved meanwhile.
+    """
     least, most = deadline_ms - (moment.latest_ms or 0), deadline_ms - (moment.earliest_ms or 0) + PUSH_DELAY_MS
-    whole = -(-least // ROUND_MS) * ROUND_MS
-    return whole if whole <= most else least
+    if most - least > 2 * GAP_S * 1_000:
+        return None
+    whole = (-(-least // unit) * unit for unit in (MINUTE_MS, ROUND_MS))
+    return next((ttl for ttl in whole if ttl <= most), least)

@@ -22,7 +22,7 @@ from test_replication import in_step, pair
 from waiting import wait_for
 
 from memkit.errors import ServerError, SourceError
-from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, acl_rule, record
+from memkit.history.record import GAP_S, RecordingSummary, Replication, _Recorder, _ttl, acl_rule, record
 from memkit.history.recording import Recording
 from memkit.history.run import history
 from memkit.history.states import KeyEvent, KeyState, Moment
@@ -319,6 +319,13 @@ def test_ttl_may_pass_before_it_is_seen(moved: bool, possible: set[str], tmp_pat
             recorder._explain()
             found = [event for event in ledger.events() if event.key == b"chat:1"]
     assert set(found[-1].possible) == possible
+
+
+@pytest.mark.parametrize(("late_ms", "ttl_ms"), [(20, 300_000), (1_150, 300_000), (20, 299_000), (3_600_000, None)])
+def test_ttl_of_a_late_look(late_ms: int, ttl_ms: int | None) -> None:
+    """A look comes up to 1.2 s after the last one; it is later only if the server's clock was moved."""
+    given = ttl_ms or 300_000
+    assert _ttl(1_000_000 + given, Moment(999_990, 1_000_000 + late_ms)) == ttl_ms
 
 
 def test_key_that_was_created_after_its_eviction(tmp_path: Path) -> None:
