@@ -508,6 +508,13 @@ def test_other_names_beside_the_sessions(other: str, traffic: Traffic) -> None:
     assert renamed(traffic, other, both=True).audited().verdict.status == "healthy"
 
 
+def test_one_name_of_another_shape_is_possible(traffic: Traffic) -> None:
+    events = traffic.sessions(newest_s=DAY) + traffic.write(java(f"chat:{traffic.uid()}"), HOUR)
+    (found,) = traffic.world(events).audited().findings
+    assert found.confidence == "possible"
+    assert found.message.startswith("1 session of chat:* is written under names with a Java serialization header")
+
+
 def test_java_names_that_are_expected_are_healthy(traffic: Traffic) -> None:
     events = [one for age_s in traffic.times() for one in traffic.write(java(f"chat:{traffic.uid()}"), age_s)]
     assert traffic.world(events, expect={"*chat:*": "7d"}).audited().verdict.status == "healthy"

@@ -204,7 +204,8 @@ def _odd_finding(
         "wrong_prefix",
         expected,
         keys=len(odd),
-        message=f"{counted(len(odd), 'session')} of {expected.pattern} are written under names with {what}"
+        message=counted(len(odd), f"session of {expected.pattern} is", f"sessions of {expected.pattern} are")
+        + f" written under names with {what}"
         + ("" if since is None else f", {context.since_text(since)}"),
         confidence="likely" if sure else "possible",
         observed_ms=ttl,
