@@ -100,9 +100,9 @@ class History:
             lines += ["", *(wrapped(_event_line(one), indent="    ") for one in self.events)] if self.events else []
         else:
             for prefix, counts in sorted(self.fates.items()):
-                parts = ", ".join(f"{count:,} {cause}" for cause, count in Counter(counts).most_common())
                 pattern = f"{printable(prefix)}*" if prefix else "(no prefix)"
-                lines.append(wrapped(f"{pattern}  {counted(sum(counts.values()), 'key')}: {parts}", indent="    "))
+                keys = f"{counted(sum(counts.values()), 'key')}: {_causes_text(Counter(counts))}"
+                lines.append(wrapped(f"{pattern}  {keys}", indent="    "))
         if self.changes:
             lines += ["", "changes of the TTL:", *(wrapped(f"  {change}", indent="    ") for change in self.changes)]
         lines.append("")
@@ -325,11 +325,15 @@ def _fate_of_session(
     ends = ((event.db, event.key) for event in reversed(events) if event.name in ENDS)
     ended = [key for key in ends if key in keys and key not in existing]
     key = next(iter(ended), next((key for key in keys if fates[key].cause == "overwritten"), keys[0]))
-    others = dict(Counter(other.cause for name, other in fates.items() if name != key).most_common())
+    others: Counter[str] = Counter(other.cause for name, other in fates.items() if name != key)
     if not others:
         return fates[key]
-    counts = ", ".join(f"{n:,} {cause if n == 1 else cause.replace('exists', 'exist')}" for cause, n in others.items())
-    return replace(fates[key], sentence=f"{fates[key].sentence}; the session's other keys: {counts}")
+    return replace(fates[key], sentence=f"{fates[key].sentence}; the session's other keys: {_causes_text(others)}")
+
+
+def _causes_text(counts: Counter[str]) -> str:
+    most = counts.most_common()
+    return ", ".join(f"{n:,} {cause if n == 1 else cause.replace('exists', 'exist')}" for cause, n in most)
 
 
 def _from_aof(source: Source, query: _Query, progress: Callable[[int, int], None] | None) -> History:

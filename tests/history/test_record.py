@@ -99,6 +99,13 @@ def test_a_key_that_was_not_seen_names_the_recorded(
     assert fate.sentence == f"{seen}{only}; what exists for milliseconds only is not seen"
 
 
+def test_several_keys_that_exist_are_counted(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    client.mset({"chat:1": CANARY, "chat:2": CANARY})
+    with recording(server, tmp_path / "r.db", b"chat:"):
+        pass
+    assert history(tmp_path / "r.db").to_text().startswith("chat:*  2 keys: 2 exist\n")
+
+
 def test_each_end_is_named(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     path = tmp_path / "incident.db"
     client.set("chat:before", CANARY, ex=WEEK_S)
