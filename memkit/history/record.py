@@ -336,16 +336,18 @@ class _Recorder:
         next_counters = next_commit = time.monotonic()
         while not stop.is_set() and (until is None or time.monotonic() < until):
             try:
-                pushed = self._server.pushed
+                pushed, is_due = self._server.pushed, time.monotonic() >= next_counters
                 if isinstance(pushed, Tracker):
-                    names, evicted, flushed = pushed.take(COUNTERS_EVERY_S)
+                    if is_due:  # a name that comes later than the counters would be compared with the wrong ones
+                        pushed.catch_up(GAP_S + COUNTERS_EVERY_S)
+                    names, evicted, flushed = pushed.take(0 if is_due else COUNTERS_EVERY_S)
                     self._evicted |= evicted
                     self._look(names, flushed=flushed)
                 else:
                     self._apply(pushed.take(STREAM_LOOK_S))
                 if pushed.subscription.lost:
                     raise redis.ConnectionError(pushed.subscription.lost)
-                if time.monotonic() >= next_counters:
+                if is_due:
                     self._explain()
                     next_counters = time.monotonic() + COUNTERS_EVERY_S
             except redis.RedisError as error:  # also LOADING and MASTERDOWN, which a failover brings

@@ -7,10 +7,11 @@ not turn them on. Measured: 1.2 to 1.8 times the server's CPU per write (MONITOR
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import redis
 
-from memkit.readonly.connection import ReadOnlyConnection, Reply, refused
+from memkit.readonly.connection import ReadOnlyConnection, Reply, command, refused
 
 MOST_PENDING = 200_000
 """Names or commands that wait to be recorded. Beyond it the disk is too slow: the connection is closed, so that the
@@ -39,7 +40,7 @@ class Subscription:
     ) -> None:
         self._connection, self._receive, self._each_turn = connection, receive, each_turn
         self.lock = threading.Lock()
-        self._arrived = threading.Event()
+        self._arrived, self.answered = threading.Event(), threading.Event()
         self.lost = ""
         self._closing = False
         connection.socket.settimeout(WAIT_S)
@@ -87,6 +88,7 @@ class Subscription:
         if not self._closing:
             self.lost = reason
             self._arrived.set()
+            self.answered.set()
 
 
 class Tracker:
@@ -112,7 +114,20 @@ class Tracker:
         self._names: dict[bytes, None] = {}
         self._evicted: set[bytes] = set()
         self._flushed = False
+        self._connection = connection
         self.subscription = Subscription(connection, self._receive)
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Wait until the names of all keys that have changed until now are here: a slow machine reads them late.
+
+        Args:
+            timeout_s: How long to wait at most, in seconds.
+        """
+        self.subscription.answered.clear()
+        if not self.subscription.lost:
+            with suppress(OSError):  # the subscription notices it
+                self._connection.socket.sendall(command("PING").payload)
+            self.subscription.answered.wait(timeout_s)
 
     def take(self, timeout_s: float) -> tuple[list[bytes], set[bytes], bool]:
         """Return the names that have arrived, those of them that were evicted, and whether a database was flushed.
@@ -133,6 +148,8 @@ class Tracker:
                 self._flushed = True
             else:
                 self._names.update(dict.fromkeys(push[1]))
+        elif push == b"PONG":
+            self.subscription.answered.set()
         elif isinstance(push, list) and push and push[0] == b"message":
             # The event comes before the server sends the name of the changed key.
             self._evicted.add(push[2])

@@ -335,6 +335,18 @@ def test_ttl_of_a_late_look(late_ms: int, ttl_ms: int | None) -> None:
     assert _ttl(1_000_000 + given, Moment(999_990, 1_000_000 + late_ms)) == ttl_ms
 
 
+def test_names_are_there_after_catching_up(tmp_path: Path) -> None:
+    with start("redis-8.2") as server, server.client() as client:
+        client.mset(dict.fromkeys(map(str, range(50)), CANARY))
+        with by_hand(server, tmp_path / "incident.db") as (recorder, _):
+            pushed = recorder._server.pushed
+            assert isinstance(pushed, Tracker)
+            for number in range(50):
+                client.delete(str(number))
+                pushed.catch_up(60)
+                assert pushed.take(0)[0] == [b"%d" % number]
+
+
 def test_key_that_was_created_after_its_eviction(tmp_path: Path) -> None:
     with start("redis-8.2") as server, server.client() as client:
         for name, value in {"notify-keyspace-events": "Ee", "maxmemory-policy": "allkeys-random"}.items():
