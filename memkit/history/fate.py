@@ -120,11 +120,13 @@ def _fate_of_existing(
     if not state.least:
         by = f"{events[-1].command}{_when(events[-1].moment)}" if events else "a command"
         created_anew = lost is not None and doubts[:1] not in ([], [events[-1]])
-        expires = state.fields_expire or (bool(events) and "expired" in events[-1].possible)
+        is_past = state.deadline_ms is not None and ends_ms is not None and state.deadline_ms <= ends_ms
+        expires = is_past or state.fields_expire or (bool(events) and "expired" in events[-1].possible)
         either: tuple[Cause, ...] = (cause, "exists", "deleted") if created_anew else (cause, "deleted")
         either += ("expired",) if expires else ()
         otherwise = "it was deleted or expired" if expires else "it was deleted"
-        return _fate(either, f"{name} exists if {by} left an element in it; otherwise {otherwise}", known)
+        left = "left an element in it" + (" and its deadline does not apply" if is_past else "")
+        return _fate(either, f"{name} exists if {by} {left}; otherwise {otherwise}", known)
     if lost is not None:
         how = f"{lost.command}, or it was deleted and created again" if lost.command else "a write or by PERSIST"
         how += ", or it expired and was created again" if "expired" in lost.possible else ""

@@ -95,6 +95,16 @@ def test_key_that_may_have_no_element_left(text: str, expected: list[str], tmp_p
     assert history(path).fates["chat:"] == {cause: 1}
 
 
+@pytest.mark.parametrize(
+    ("deadline_s", "expected"), [(9, ("exists", "deleted", "expired")), (60, ("exists", "deleted"))]
+)
+def test_emptied_key_of_an_undated_log_may_expire(deadline_s: int, expected: tuple[str, ...], tmp_path: Path) -> None:
+    text = f"0 HSET chat:1 f v g w\n0 PEXPIREAT chat:1 +{deadline_s}\n1 HDEL chat:1 f h\n20 SET other v"
+    path = log_of(tmp_path / "appendonly.aof", text, timestamps=False)
+    assert causes(path) == expected
+    assert ("its deadline does not apply" in fate_of(path).sentence) == ("expired" in expected)
+
+
 def test_key_may_be_created_anew_without_its_ttl(tmp_path: Path) -> None:
     """The last element may have been removed: then the next write gave no TTL, and the old deadline is none."""
     text = "0 RPUSH chat:1 a b\n0 PEXPIREAT chat:1 +60\n1 LREM chat:1 0 a\n2 RPUSH chat:1 c\n{} SET other v"
