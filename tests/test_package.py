@@ -62,7 +62,23 @@ def test_environment_yml_has_every_requirement():
 def test_environment_yml_has_nothing_else():
     packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     conda = {one for one in packages if isinstance(one, str)}
-    assert conda - set(required()) == {"redis-server", "python >=3.11", "pip", "c-compiler"}
+    assert conda - set(required()) == {"redis-server", "python >=3.11", "pip >=24", "c-compiler"}
+
+
+def test_pip_accepts_the_lines_of_environment_yml(tmp_path):
+    """conda gives them to pip as a requirements file, in which pip refuses most of its own options."""
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (lines,) = (one["pip"] for one in packages if isinstance(one, dict))
+    (tmp_path / "pyproject.toml").write_text(
+        "[project]\nname = 'any'\nversion = '1'\n[tool.setuptools]\npy-modules = []"
+    )
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "-r", "requirements.txt"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Would install any-1" in done.stdout
 
 
 def test_the_compose_redis_is_for_tests_only():

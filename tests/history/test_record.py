@@ -661,6 +661,8 @@ def test_full_disk_ends_the_recording_in_one_line(tmp_path: Path) -> None:
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as recorder:
             assert recorder.stderr is not None
             assert recorder.stderr.readline().startswith("memkit: recording")
+            client.set("chat:first", CANARY, ex=WEEK_S)
+            recorded(path, has(b"chat:first", "written"))
             for number in range(100_000):
                 client.set(f"chat:{number:0100}", CANARY, ex=WEEK_S)
                 if recorder.poll() is not None:
@@ -672,7 +674,7 @@ def test_full_disk_ends_the_recording_in_one_line(tmp_path: Path) -> None:
         assert len(client.client_list()) == 1
     with Recording(path, reading=True) as ledger:
         assert ledger.source()
-    assert cause(path, f"{0:0100}") == "exists"
+    assert cause(path, "first") == "exists"
 
 
 def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
