@@ -149,7 +149,7 @@ def new_shape(expected: Expectation, groups: Sequence[Group], context: AuditCont
 
 
 def _lacks_a_value(group: Group) -> bool:
-    """Whether its names have the word for a missing value; no language writes ``none``, but people do."""
+    """Whether its names have the word for a missing value; ``none`` in lower case is a name that people give."""
     return any(word.lower() in NO_VALUES for word in re.split("[:/|#]", group.part) if word and word != "none")
 
 
@@ -337,8 +337,9 @@ def _wrong_prefix(
     if since is None and lifetimes and context.history.idle_known:
         since = context.began_by(min(one.accessed for one in lifetimes))
     name = f"{prefix}*" if prefix else "keys without a prefix"
-    given = f"with a TTL of {' or '.join(map(duration, ttls))}" if ttls else "with various TTLs"
-    given = given if lifetimes else "without TTL"
+    given = "with various TTLs" if lifetimes else "without TTL"
+    if ttls:
+        given = f"with a TTL of {' or '.join(map(duration, ttls))}"
     return Finding.of(
         "wrong_prefix",
         expected,
