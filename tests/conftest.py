@@ -73,9 +73,9 @@ NOT_QUICK = (
     *("hostile", "fuzzer", "sentinel", "conformance_of", "shifted_keys", "the_verdict_is_the_truth", "the_wheel"),
 )
 """Tests that take seconds each, by their names: whole notebooks, many processes, thousands of sessions."""
-FIRST = ("test_notebooks.py",)
-"""The longest file, so that no worker is left alone with it at the end. One worker runs its kernels in turn: together
-they would each compile IPython, matplotlib and pandas (4 s of CPU) before one of them has."""
+FIRST = ("test_notebooks.py", "test_record.py")
+"""The longest files, so that no worker is left alone with one at the end. One worker runs the kernels of notebooks in
+turn: together they would each compile IPython, matplotlib and pandas (4 s of CPU) before one of them has."""
 ALONE = ("test_stores.py",)
 """Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
 
@@ -112,8 +112,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if lanes <= {QUICK_LANE} and not any(part in item.nodeid for part in NOT_QUICK):
             item.add_marker("quick")
     if hasattr(config, "workerinput"):
-        names = {item: item.path.name for item in items}
-        items.sort(key=lambda item: FIRST.index(names[item]) if names[item] in FIRST else 9 + (names[item] in ALONE))
+        places = _places({item.path for item in items})
+        items.sort(key=lambda item: places[item.path])
+
+
+def _places(files: set[Path]) -> dict[Path, tuple[bool, int, int, str]]:
+    """Return what files are sorted by under xdist.
+
+    The files of one folder follow each other at a distance, because many wait for the same (another server, a kernel):
+    together they would leave the cores idle (15 s, measured).
+    """
+    folders: dict[Path, list[Path]] = {}
+    for file in sorted(files):
+        folders.setdefault(file.parent, []).append(file)
+    return {
+        file: (
+            file.name in ALONE,
+            FIRST.index(file.name) if file.name in FIRST else len(FIRST),
+            folders[file.parent].index(file),
+            str(file),
+        )
+        for file in files
+    }
 
 
 @pytest.hookimpl(optionalhook=True)
