@@ -29,8 +29,8 @@ SANITIZE = HERE / "nbval_sanitize.cfg"
 # may only follow from it.
 NBVAL = (
     f"--nbval --nbval-current-env --nbval-sanitize-with {SANITIZE} -x -q -c {os.devnull} --rootdir=. --confcutdir=. "
-    "-p nbval_hooks -p no:cacheprovider -p no:xdist -p no:hypothesispytest -p no:valkey -p no:asyncio -p no:memkit "
-    "--color=no"
+    "-p nbval_hooks -p no:cacheprovider -p no:xdist -p no:xdist.looponfail -p no:hypothesispytest -p no:valkey "
+    "-p no:anyio -p no:asyncio -p no:memkit --color=no"
 ).split()
 OF_KERNELS = ("ipykernel.kernelapp", "matplotlib_inline.backend_inline", "matplotlib.pyplot", "pandas", "ipytest")
 """What most kernels import."""

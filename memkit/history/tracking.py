@@ -114,6 +114,7 @@ class Tracker:
         self._names: dict[bytes, None] = {}
         self._evicted: set[bytes] = set()
         self._flushed = False
+        self._asked = 0
         self._connection = connection
         self.subscription = Subscription(connection, self._receive)
 
@@ -123,10 +124,11 @@ class Tracker:
         Args:
             timeout_s: How long to wait at most, in seconds.
         """
+        self._asked += 1  # numbered: the answer to an earlier call may come after its timeout
         self.subscription.answered.clear()
         if not self.subscription.lost:
             with suppress(OSError):  # the subscription notices it
-                self._connection.socket.sendall(command("PING").payload)
+                self._connection.socket.sendall(command("PING", str(self._asked)).payload)
             self.subscription.answered.wait(timeout_s)
 
     def take(self, timeout_s: float) -> tuple[list[bytes], set[bytes], bool]:
@@ -148,7 +150,7 @@ class Tracker:
                 self._flushed = True
             else:
                 self._names.update(dict.fromkeys(push[1]))
-        elif push == b"PONG":
+        elif push == str(self._asked).encode():
             self.subscription.answered.set()
         elif isinstance(push, list) and push and push[0] == b"message":
             # The event comes before the server sends the name of the changed key.

@@ -766,3 +766,24 @@ def test_keys_are_read_in_linear_time(tmp_path: Path) -> None:
         return len(done)
 
     assert steps(16_000) < 5 * steps(4_000)
+
+
+def test_late_answer_is_not_that_of_the_next_question(server: RedisServer, client: redis.Redis) -> None:
+    tracker = Tracker(client, [b""])
+    answered_too_early = []
+
+    class LateAnswerArrives(threading.Event):
+        def clear(self) -> None:
+            super().clear()
+            os.kill(server.pid, signal.SIGCONT)
+            client.set("chat:1", CANARY)
+            wait_for("the name of the changed key", lambda: list(tracker._names), bool)
+            answered_too_early.append(self.is_set())
+
+    os.kill(server.pid, signal.SIGSTOP)
+    tracker.catch_up(0.01)
+    tracker.subscription.answered = LateAnswerArrives()
+    tracker.catch_up(60)
+    assert answered_too_early == [False]
+    assert tracker.subscription.answered.is_set()
+    tracker.subscription.close()
