@@ -109,7 +109,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         lanes = {lane for lane in parameters if isinstance(lane, str) and lane in LANES}
-        if lanes <= {QUICK_LANE} and not any(part in item.nodeid for part in NOT_QUICK):
+        name = item.nodeid  # it is put together anew each time
+        if lanes <= {QUICK_LANE} and not any(part in name for part in NOT_QUICK):
             item.add_marker("quick")
     if hasattr(config, "workerinput"):
         places = _places({item.path for item in items})

@@ -232,6 +232,7 @@ def _record(given: argparse.Namespace) -> int:
 
     def interrupt(*_: object) -> None:
         if stop.is_set():  # the second Ctrl-C: the server does not answer
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third one would interrupt Python's own end
             raise KeyboardInterrupt
         stop.set()
 
