@@ -195,7 +195,7 @@ class ServerFacts:
     @property
     def databases(self) -> dict[str, dict[str, int]]:
         """What INFO reports of each database: keys, expires, and how many keys have field TTLs."""
-        names = [name for name in self.info if re.fullmatch(r"db\d+", name)]
+        names = [name for name in self.info if name.startswith("db") and name[2:].isdigit()]
         return {name: {key: int(text) for key, text in self.fields(name).items() if text.isdigit()} for name in names}
 
     @property
