@@ -17,6 +17,7 @@ import redis
 from rdb_files import file_of_strings, module_file, with_checksum
 from servers import binary_of, start
 from test_history import CANARY, logging
+from waiting import wait_for
 
 from memkit.audit import audit
 from memkit.audit.stored_keys import STRING_OVERHEAD_BYTES, StoredKeys
@@ -119,6 +120,8 @@ def log(tmp_path: Path) -> Iterator[tuple[Path, datetime, datetime]]:
     with logging("redis-7.0") as server, server.client() as client:
         server.clock.shift("-8d")
         client.execute_command("BGREWRITEAOF")
+        # A child process writes the base with the time of its own clock, which moves with the server's.
+        wait_for("the rewrite", lambda: client.info("persistence")["aof_rewrite_in_progress"], (0).__eq__)
         for number in range(40):
             client.set(f"chat:{number}", CANARY, ex=WEEK_S)
             server.clock.shift("3h")
