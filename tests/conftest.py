@@ -118,10 +118,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _places(files: set[Path]) -> dict[Path, tuple[bool, int, int, str]]:
-    """Return what files are sorted by under xdist.
+    """Return the sort key of each file under xdist: the first files of all folders, then the second ones, and so on.
 
-    The files of one folder follow each other at a distance, because many wait for the same (another server, a kernel):
-    together they would leave the cores idle (15 s, measured).
+    Many files of one folder wait for a server or a kernel: run at the same time, they leave the cores idle (15 s,
+    measured).
     """
     folders: dict[Path, list[Path]] = {}
     for file in sorted(files):
