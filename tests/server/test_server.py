@@ -376,6 +376,19 @@ def test_start_after_kill_recovers_acknowledged_data():
         assert client.llen("k") == 100
 
 
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_restart_returns_when_the_data_is_loaded(any_server, password):
+    config = {"key-load-delay": 1_000, "requirepass": password}
+    with RedisServer(binary=any_server._binary.path, config=config, persist=True) as server, server.client() as client:
+        # A server that loads answers after each 2 MB of its file.
+        client.mset({f"k{number}": os.urandom(50_000) for number in range(200)})
+        client.bgrewriteaof()
+        names = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        wait_for("the end of the rewrite", lambda: client.info("persistence"), lambda now: not any(map(now.get, names)))
+        server.restart()
+        assert client.dbsize() == 200
+
+
 def test_without_persist_nothing_is_kept():
     with RedisServer() as server, server.client() as client:
         client.set("k", "v")
