@@ -347,8 +347,8 @@ class RedisServer:
         """Whether the server answers, even if only that it requires another password."""
         if not Path(self.socket_path).exists():
             return False
-        # A server that still loads its data answers a client without the password. Not with redis-py, whose client
-        # takes 1.5 ms of CPU for its first command (measured).
+        # A server that still loads its data refuses a client without the password. Not by redis-py: the first command
+        # of a client takes 1.5 ms of CPU (measured).
         login = _line(["AUTH", self._password]) if self._password else b""
         with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
             connection.settimeout(1)
