@@ -81,9 +81,13 @@ ALONE = ("test_stores.py",)
 
 
 def pytest_collection_finish() -> None:
-    """Keep modules and tests out of garbage collections, which took 4 % of the CPU; nothing of them is garbage."""
+    """Keep modules and tests out of garbage collections, which took 4 % of the CPU: nothing of them is garbage.
+
+    Collections of the rest take another 3 % after each 700 new objects, 1.5 % after each 10,000.
+    """
     gc.enable()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
