@@ -21,7 +21,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 from right_stores import KeyPerMessage, ListScript, NoTtl, RawList, Right, Stream, StringWatch, retrying
 
-from memkit.connect import NO_DRIVER_INFO
+from memkit.connect import SHORT_HANDSHAKE
 
 Messages = list[tuple[str, str]]
 
@@ -677,7 +677,7 @@ class DatabaseZero(ListScript):
     found_by = "database_of_the_url"
 
     def client(self, url: str) -> redis.Redis:
-        return redis.Redis.from_url(re.sub(r"/\d+$", "", url), **NO_DRIVER_INFO, **retrying())
+        return redis.Redis.from_url(re.sub(r"/\d+$", "", url), **SHORT_HANDSHAKE, **retrying())
 
 
 class OneHashForAll(Right):
@@ -718,7 +718,7 @@ class SelectsOnce(ListScript):
 
     def client(self, url: str) -> redis.Redis:
         base, _, database = url.rpartition("/")
-        client = redis.Redis.from_url(base, single_connection_client=True, **NO_DRIVER_INFO, **retrying())
+        client = redis.Redis.from_url(base, single_connection_client=True, **SHORT_HANDSHAKE, **retrying())
         client.execute_command("SELECT", database)
         return client
 

@@ -22,7 +22,7 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import WatchError
 from redis.retry import Retry
 
-from memkit.connect import NO_DRIVER_INFO
+from memkit.connect import SHORT_HANDSHAKE
 
 
 class Right:
@@ -42,7 +42,7 @@ class Right:
         return handle
 
     def client(self, url: str) -> redis.Redis:
-        return redis.Redis.from_url(url, **NO_DRIVER_INFO | self.options)
+        return redis.Redis.from_url(url, **SHORT_HANDSHAKE | self.options)
 
     def key_of(self, session_id: str) -> str:
         return "right:" + session_id
@@ -106,7 +106,7 @@ class SharedPool(ListScript):
     def client(self, url: str) -> redis.Redis:
         with self.lock:
             pool = self.pools.setdefault(
-                url, redis.BlockingConnectionPool.from_url(url, max_connections=20, **NO_DRIVER_INFO | self.options)
+                url, redis.BlockingConnectionPool.from_url(url, max_connections=20, **SHORT_HANDSHAKE | self.options)
             )
         return redis.Redis(connection_pool=pool)
 
@@ -604,7 +604,7 @@ class OneConnection(ListScript):
     clients: ClassVar[dict[tuple[int, str], redis.Redis]] = {}
 
     def client(self, url: str) -> redis.Redis:
-        options: dict[str, Any] = NO_DRIVER_INFO | {"retry": Retry(ConstantBackoff(0), 0)}
+        options: dict[str, Any] = SHORT_HANDSHAKE | {"retry": Retry(ConstantBackoff(0), 0)}
         client = redis.Redis.from_url(url, single_connection_client=True, **options)
         return self.clients.setdefault((os.getpid(), url), client)
 

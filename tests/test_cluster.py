@@ -28,7 +28,7 @@ from test_store import STRANGE, calls
 from topology import CALM_MS, HASTY_MS, PRIMARIES, Cluster, cluster, cluster_ports, known_nodes, settle
 from waiting import wait_for
 
-from memkit.connect import NO_DRIVER_INFO, connect, connect_async
+from memkit.connect import SHORT_HANDSHAKE, connect, connect_async
 from memkit.errors import Conflict, DecodeError, PolicyShortenedWarning, ProductionGuardError, SandboxError
 from memkit.policy import ExpiryPolicy
 from memkit.server import Sandbox, find_server
@@ -232,7 +232,7 @@ def foreign_cluster(folder: Path, binary: Path | str) -> Iterator[str]:
 
 def takes_writes(port: int) -> bool:
     try:
-        with redis.Redis(port=port, **NO_DRIVER_INFO) as node:
+        with redis.Redis(port=port, **SHORT_HANDSHAKE) as node:
             return bool(re.search(r"cluster_state\W+ok", str(node.execute_command("CLUSTER INFO"))))  # text or dict
     except redis.ConnectionError:
         return False

@@ -19,7 +19,7 @@ import redis
 import redis.cluster
 from waiting import wait_for
 
-from memkit.connect import NO_DRIVER_INFO
+from memkit.connect import SHORT_HANDSHAKE
 from memkit.server import RedisServer
 
 CALM_MS, HASTY_MS = 60_000, 500
@@ -51,7 +51,7 @@ class Cluster:
 
     def client(self, **options: Any) -> redis.RedisCluster:
         nodes = [redis.cluster.ClusterNode("127.0.0.1", server.port or 0) for server in self.servers]
-        return redis.RedisCluster(startup_nodes=nodes, **NO_DRIVER_INFO | options)
+        return redis.RedisCluster(startup_nodes=nodes, **SHORT_HANDSHAKE | options)
 
     def serving(self, key: str | bytes) -> RedisServer:
         """Return the server that now has the slot of a key."""

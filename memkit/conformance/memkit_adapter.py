@@ -3,7 +3,7 @@
 import redis
 
 from memkit.conformance.adapter import Messages
-from memkit.connect import NO_DRIVER_INFO
+from memkit.connect import SHORT_HANDSHAKE
 from memkit.store.store import MemoryStore
 
 
@@ -39,5 +39,5 @@ class MemkitAdapter:
 
     def open(self, url: str, session_id: str, ttl_s: float | None) -> MemkitHandle:
         """Return a handle with a client of its own."""
-        client = redis.Redis.from_url(url, **NO_DRIVER_INFO)
+        client = redis.Redis.from_url(url, **SHORT_HANDSHAKE)
         return MemkitHandle(client, MemoryStore(client, prefix="session:", ttl=ttl_s), session_id)

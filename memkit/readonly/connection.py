@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import hiredis
 import redis
 
-from memkit.connect import NO_DRIVER_INFO
+from memkit.connect import SHORT_HANDSHAKE
 
 READ_BYTES = 1 << 17
 REPLY_TIMEOUT_S = 30.0
@@ -136,7 +136,7 @@ class ReadOnlyConnection:
         # Maintenance notifications need RESP3 (redis-py 7 and later) and belong to the client's own pool.
         options = {key: value for key, value in pool.connection_kwargs.items() if not key.startswith("maint_")}
         self._connection: Any = pool.connection_class(
-            **{**NO_DRIVER_INFO, **options, "protocol": 2, "decode_responses": False}
+            **{**SHORT_HANDSHAKE, **options, "protocol": 2, "decode_responses": False}
         )
         self.name = name
         self.database = int(options.get("db") or 0)

@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 import redis
 from redis.client import NEVER_DECODE
 
-from memkit.connect import NO_DRIVER_INFO, chunks, escape_glob, execute_undecoded, primaries, scan
+from memkit.connect import SHORT_HANDSHAKE, chunks, escape_glob, execute_undecoded, primaries, scan
 from memkit.errors import ClockUnavailable, PolicyError
 from memkit.policy import UNIT_MS, Duration, duration_ms
 from memkit.render import duration
@@ -74,7 +74,7 @@ class ServerClock:
     ) -> None:
         client = url_or_client
         if isinstance(client, str):
-            client = redis.Redis.from_url(client, db=0, **NO_DRIVER_INFO)
+            client = redis.Redis.from_url(client, db=0, **SHORT_HANDSHAKE)
         self._client = cast("redis.Redis", client)
         self._cluster = client if isinstance(client, redis.RedisCluster) else None
         # memkit started the server that follows an offset file: all its keys may be moved.

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.utils import str_if_bytes
 
 from memkit.connect import (
-    NO_DRIVER_INFO,
+    SHORT_HANDSHAKE,
     AnyAsyncClient,
     AnyClient,
     cli_command,
@@ -61,7 +61,7 @@ class PrivateKeyspace:
         self.server = server
         self.url = server.url
         # On the unix socket, as a test may change what the port accepts; without retries, as CLIENT PAUSE may last.
-        self._admin = redis.Redis(unix_socket_path=server.socket_path, **NO_DRIVER_INFO | {"retry": None})
+        self._admin = redis.Redis(unix_socket_path=server.socket_path, **SHORT_HANDSHAKE | {"retry": None})
         self._changes = b""
 
     @property

@@ -27,7 +27,7 @@ from urllib.parse import quote
 import redis
 import redis.asyncio
 
-from memkit.connect import NO_DRIVER_INFO, redact
+from memkit.connect import SHORT_HANDSHAKE, redact
 from memkit.errors import ServerError, ServerNotFound
 from memkit.server.clock import ServerClock, offset_bytes, with_zone
 from memkit.server.guard import DIRECTORY_PREFIX
@@ -296,11 +296,11 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """Return a new redis-py client with the options of ``redis.Redis.from_url``."""
-        return redis.Redis.from_url(self._url(), **NO_DRIVER_INFO | options)
+        return redis.Redis.from_url(self._url(), **SHORT_HANDSHAKE | options)
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """Return a new redis-py asyncio client with the options of ``redis.asyncio.Redis.from_url``."""
-        return redis.asyncio.Redis.from_url(self._url(), **NO_DRIVER_INFO | options)
+        return redis.asyncio.Redis.from_url(self._url(), **SHORT_HANDSHAKE | options)
 
     def start(self) -> Self:
         """Start the server and return when it answers; on a running server, do nothing.

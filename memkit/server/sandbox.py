@@ -29,7 +29,7 @@ from redis.connection import DefaultParser
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from memkit.connect import (
-    NO_DRIVER_INFO,
+    SHORT_HANDSHAKE,
     AnyAsyncClient,
     AnyClient,
     chunks,
@@ -135,7 +135,7 @@ class Sandbox:
         if parent and decode_responses in parent._pools:
             client: AnyClient = redis.Redis(connection_pool=parent._pools[decode_responses])
         else:
-            client = connect(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
+            client = connect(self.url, decode_responses=decode_responses, **SHORT_HANDSHAKE | options)
             explain_refusals(client, lambda error: owner._latest_child._explained(error))
             if parent and isinstance(client, redis.Redis):
                 # Kept for the next sandbox of the parent: connecting takes 2 ms (measured).
@@ -146,7 +146,7 @@ class Sandbox:
 
     def async_client(self, *, decode_responses: bool = False, **options: Any) -> AnyAsyncClient:
         """Return an asyncio client of the sandbox's user, with redis-py's options."""
-        client = connect_async(self.url, decode_responses=decode_responses, **NO_DRIVER_INFO | options)
+        client = connect_async(self.url, decode_responses=decode_responses, **SHORT_HANDSHAKE | options)
         explain_refusals_async(client, self._explained)
         client._test_prefix = self.prefix  # type: ignore[union-attr]
         return client
@@ -434,7 +434,7 @@ def database_of(client: AnyClient) -> int:
 
 def named_client(url: str, name: str) -> AnyClient:
     """Return a client with a name, by which the production guard recognises memkit's connections."""
-    client = connect(url, client_name=name, **NO_DRIVER_INFO)
+    client = connect(url, client_name=name, **SHORT_HANDSHAKE)
     if isinstance(client, redis.Redis):
         client.connection_pool.connection_kwargs["client_name"] = name  # also if the URL has another
     return client
