@@ -9,7 +9,7 @@ import orjson
 MAX_UNFOLDED_BYTES = 48 << 20
 TOO_DEEP, TOO_LONG = "nested too deeply", "an integer of over 4,300 digits"
 """What Python's parser does not read, although it may be JSON."""
-_SMALL = 64 << 10  # unfolds to 2 MB at worst: not worth counting
+_SMALL = MAX_UNFOLDED_BYTES // 248  # at worst, each byte is a brace: 240 for the dict, 8 for the text
 _LARGE = 4 << 20  # orjson 3.11 sets 12 times a document's size aside; beyond this, Python's own parser takes less
 _ASTRAL = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
 
