@@ -77,7 +77,8 @@ def _standalone(kind: Any, url: str, options: dict[str, Any]) -> Any:
     try:
         client = kind.from_url(url, **options)
         pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # not connected; redis-py takes any option until then
+        # Not connected; redis-py takes any option until then.
+        pool.connection_class(**pool.connection_kwargs | {"driver_info": None})
     except ValueError as error:
         message = str(error)  # about other parts it may quote a password
         reason = message if message.startswith("Invalid value for") else "its host or port cannot be parsed"

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import redis
 
-from memkit.connect import chunks, connect, escape_glob, place, redact
+from memkit.connect import SHORT_HANDSHAKE, chunks, connect, escape_glob, place, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Action, Executed
 from memkit.history.recording import RESTARTED, Recording
@@ -214,7 +214,7 @@ def record(
         SourceError: The output cannot be written, or exists.
         ServerError: The server does not answer, or refuses what is needed; the message names the right it lacks.
     """
-    client = connect(url, decode_responses=False)
+    client = connect(url, decode_responses=False, **SHORT_HANDSHAKE)
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a recording is of one server; record each node of a cluster by its own URL")
     began_s = time.monotonic()

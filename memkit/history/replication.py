@@ -14,7 +14,7 @@ import hiredis
 import redis
 from redis.crc import key_slot
 
-from memkit.connect import connect, redact
+from memkit.connect import SHORT_HANDSHAKE, connect, redact
 from memkit.errors import ServerError
 from memkit.history.commands import Executed, execute
 from memkit.history.states import logs_like
@@ -77,7 +77,7 @@ def read_backlog(url: str, *, primary: bool = False) -> BacklogCommands:
     Raises:
         ServerError: The server has no backlog, is a primary, or moves too fast; nothing was sent then.
     """
-    client = connect(url, decode_responses=False)
+    client = connect(url, decode_responses=False, **SHORT_HANDSHAKE)
     shown = redact(url)
     if isinstance(client, redis.RedisCluster):
         raise ServerError("a backlog is one server's; give the URL of a replica")

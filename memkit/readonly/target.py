@@ -11,7 +11,7 @@ import redis.asyncio
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
-from memkit.connect import connect, place, redact
+from memkit.connect import SHORT_HANDSHAKE, connect, place, redact
 from memkit.errors import PolicyError
 from memkit.readonly.connection import ReadOnlyConnection, refused
 
@@ -92,7 +92,8 @@ def open_target(url_or_client: str | Any, *, tolerant: bool = False, replicas: b
     """
     client = url_or_client
     if isinstance(client, str):
-        client = connect(client, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S)
+        timeouts = {"socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+        client = connect(client, **SHORT_HANDSHAKE, **timeouts)
     if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster):
         raise PolicyError("this client is asynchronous; a Redis URL or a synchronous redis.Redis client is expected")
     if not isinstance(client, redis.Redis | RedisCluster):
