@@ -24,6 +24,7 @@ from memkit.formats.model import (
     text_or_none,
 )
 from memkit.formats.parsing.any_message import messages_of, read_any
+from memkit.formats.parsing.bounded_json import MAX_UNFOLDED_BYTES
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
 from memkit.formats.parsing.documents import (
     messages,
@@ -201,8 +202,9 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
         return is_named or all(field in raw.fields for field in key.fields)
     if raw.kind == "list":
         return most_are(raw, partial(_looks, layout, key), named=is_named)
-    # Not parsed if a field is not there: most documents are of other stores.
-    found = _objects(raw) if all(field.encode() in raw.data for field in key.fields) else []
+    # Not parsed if a field is not there: most documents are of other stores. A larger one would not be parsed.
+    is_small = 2 * len(raw.data) <= MAX_UNFOLDED_BYTES
+    found = _objects(raw) if is_small and all(field.encode() in raw.data for field in key.fields) else []
     if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
         return True
     # A damaged document is recognised by a name that no other store uses: one under the library's own prefix.

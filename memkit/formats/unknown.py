@@ -25,7 +25,7 @@ from memkit.formats.parsing.conversation import (
 )
 from memkit.formats.parsing.dialogue_checks import Dialogue
 from memkit.formats.parsing.documents import open_payload
-from memkit.formats.parsing.encodings import LOST_TEXT, examine, pickle_opcodes
+from memkit.formats.parsing.encodings import examine, has_lost_text, pickle_opcodes
 from memkit.formats.parsing.list_elements import Faults
 from memkit.readonly.values import DOCUMENT_KINDS, RedisValue, to_bytes
 from memkit.render import counted
@@ -67,7 +67,7 @@ def decode(stored: SessionValues) -> Iterator[Item]:
     if single:
         yield from Dialogue().follow(_a_key_each(single))
     yield from faults
-    if any(LOST_TEXT.search(payload) for each in read for payload in each.raw.payloads):
+    if any(has_lost_text(payload) for each in read for payload in each.raw.payloads):
         yield Note("the text of a message is [object Object], the name of an object: what it held is lost")
     if found and set(roles) == {"other"}:
         yield Note("partly decoded: no field of the messages shows whether the user or the assistant wrote them")
@@ -115,6 +115,8 @@ def _found(raw: RedisValue) -> _Found:
 
 def _of_zset(raw: RedisValue) -> _Found:
     """Return the messages by their scores; equal scores by the times or indexes in the messages."""
+    if _few_are_messages([to_bytes(name) for name in raw.scores], raw.name):
+        return _Found(raw)
     found = [(score, each) for name, score in raw.scores.items() if (each := _opened(to_bytes(name), raw.name))]
     if 2 * len(found) < len(raw.scores):
         return _Found(raw)
@@ -153,10 +155,14 @@ def _opened_value(data: bytes) -> Any:
         return None
 
 
+def _few_are_messages(elements: Sequence[bytes], key: str) -> bool:
+    """Return whether fewer than half of the first and last elements are messages."""
+    ends = [*elements[:_SAMPLED], *elements[_SAMPLED:][-_SAMPLED:]]
+    return 2 * sum(_opened(element, key) is not None for element in ends) < len(ends)
+
+
 def _of_list(raw: RedisValue) -> _Found:
-    ends = [*raw.elements[:_SAMPLED], *raw.elements[_SAMPLED:][-_SAMPLED:]]
-    sampled = [_opened(element, raw.name) for element in ends]
-    if 2 * len([each for each in sampled if each]) < len(ends):
+    if _few_are_messages(raw.elements, raw.name):
         return _Found(raw)
     faults = Faults(raw, len(raw.elements), "")
     entries: list[Entry] = []

@@ -24,7 +24,7 @@ from memkit.audit.sampling import KeyFacts
 from memkit.config import Expectation
 from memkit.connect import chunks
 from memkit.formats.model import KeyOwner
-from memkit.formats.parsing.encodings import ENCRYPTED, LOST_TEXT, examine
+from memkit.formats.parsing.encodings import ENCRYPTED, examine, has_lost_text
 from memkit.readonly.reader import Reader
 from memkit.readonly.values import DOCUMENT_KINDS, KeyRequest, RedisValue, to_bytes, to_name
 from memkit.render import counted, utc_text, utc_time
@@ -123,7 +123,7 @@ class _Contents:
                 min(one) < 32 and sum(32 <= byte < 127 for byte in one) >= MOSTLY_PRINTABLE * len(one)
                 for one in unknown
             )
-            odd = UNKNOWN_BYTES if controls else NO_TEXT if any(map(LOST_TEXT.search, payloads)) else ""
+            odd = UNKNOWN_BYTES if controls else NO_TEXT if any(map(has_lost_text, payloads)) else ""
             self.places[f"{value.kind} {shape}", place].append(_Payload(facts, frozenset(names), fault, odd))
 
 
