@@ -76,17 +76,6 @@ def run_named(store: type[Any], *names: str, spec: str = "") -> Result:
     return Result(store.__name__, server="", cases=tuple(results))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")
-def test_mutant_is_found_by_its_case(mutant: type[Any]) -> None:
-    result = run_named(mutant, mutant.found_by, spec=f"mutants:{mutant.__name__}")
-    assert list(failures(result)) == [mutant.found_by]
-
-
-def test_every_case_finds_a_mutant() -> None:
-    # growth is a remark and cannot fail.
-    assert {mutant.found_by for mutant in MUTANTS} == set(NAMES) - {"growth"}
-
-
 @pytest.mark.parametrize("store", OF_OTHER_DESIGNS, ids=lambda store: store.__name__)
 def test_right_store_passes_the_quick_cases(store: type[Any]) -> None:
     result = run_named(store, *(set(NAMES) - SLOW))
@@ -426,3 +415,17 @@ def test_root_cause_of_one_key_for_all_sessions() -> None:
     )
     (alone,) = run_named(IgnoresCase, "round_trip", "roles", "ids_apart", "append_renews").root_causes
     assert "the session 'user' among" in alone.sentence
+
+
+# Mutants: last, because these tests are short, and so all workers end at the same time.
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.__name__}-{mutant.found_by}")
+def test_mutant_is_found_by_its_case(mutant: type[Any]) -> None:
+    result = run_named(mutant, mutant.found_by, spec=f"mutants:{mutant.__name__}")
+    assert list(failures(result)) == [mutant.found_by]
+
+
+def test_every_case_finds_a_mutant() -> None:
+    # growth is a remark and cannot fail.
+    assert {mutant.found_by for mutant in MUTANTS} == set(NAMES) - {"growth"}
