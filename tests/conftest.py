@@ -76,6 +76,8 @@ NOT_QUICK = (
 FIRST = ("test_notebooks.py", "test_record.py")
 """The longest files, so that no worker is left alone with one at the end. One worker runs the kernels of notebooks in
 turn: together they would each compile IPython, matplotlib and pandas (4 s of CPU) before one of them has."""
+LATER = ("test_browser.py",)
+"""Files that begin in the middle: this one looks at what ``test_notebooks.py`` has run, and would wait for it."""
 ALONE = ("test_stores.py",)
 """Files without a shared server: each of their tests goes to the next free worker. The other files stay together."""
 
@@ -121,8 +123,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: places[item.path])
 
 
-def _places(files: set[Path]) -> dict[Path, tuple[bool, int, int, str]]:
-    """Return the sort key of each file under xdist: the first files of all folders, then the second ones, and so on.
+def _places(files: set[Path]) -> dict[Path, tuple[bool, int, float, str]]:
+    """Return the sort key of each file under xdist, by which the files of each folder are spread over the whole run.
 
     Many files of one folder wait for a server or a kernel: run at the same time, they leave the cores idle (15 s,
     measured).
@@ -134,7 +136,7 @@ def _places(files: set[Path]) -> dict[Path, tuple[bool, int, int, str]]:
         file: (
             file.name in ALONE,
             FIRST.index(file.name) if file.name in FIRST else len(FIRST),
-            folders[file.parent].index(file),
+            0.5 if file.name in LATER else (folders[file.parent].index(file) + 0.5) / len(folders[file.parent]),
             str(file),
         )
         for file in files
