@@ -202,7 +202,7 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
         return is_named or all(field in raw.fields for field in key.fields)
     if raw.kind == "list":
         return most_are(raw, partial(_looks, layout, key), named=is_named)
-    # Not parsed if a field is not there: most documents are of other stores. A larger one would not be parsed.
+    # Not parsed if a field is not there, because most documents are of other stores, or if it is too large.
     is_small = 2 * len(raw.data) <= MAX_UNFOLDED_BYTES
     found = _objects(raw) if is_small and all(field.encode() in raw.data for field in key.fields) else []
     if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
