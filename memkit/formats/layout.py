@@ -24,7 +24,7 @@ from memkit.formats.model import (
     text_or_none,
 )
 from memkit.formats.parsing.any_message import messages_of, read_any
-from memkit.formats.parsing.bounded_json import MAX_UNFOLDED_BYTES
+from memkit.formats.parsing.bounded_json import MAX_JSON_BYTES
 from memkit.formats.parsing.conversation import Entry, find_entries, in_order, trailing_number
 from memkit.formats.parsing.documents import (
     messages,
@@ -203,7 +203,7 @@ def _looks_alike(layout: Layout, key: Key, raw: RedisValue) -> bool:
     if raw.kind == "list":
         return most_are(raw, partial(_looks, layout, key), named=is_named)
     # Not parsed if a field is not there, because most documents are of other stores, or if it is too large.
-    is_small = 2 * len(raw.data) <= MAX_UNFOLDED_BYTES
+    is_small = len(raw.data) <= MAX_JSON_BYTES
     found = _objects(raw) if is_small and all(field.encode() in raw.data for field in key.fields) else []
     if 2 * sum(_looks(layout, key, value) for value in found) > len(found):
         return True

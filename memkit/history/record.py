@@ -32,7 +32,7 @@ COUNTERS_EVERY_S = 0.2
 STREAM_LOOK_S = 0.05
 """How long a look at a stream waits: as long is the time in which a command may have been executed."""
 COMMIT_EVERY_S = 0.2
-"""At most this much is lost when the process is killed. Commits each second took as much CPU (measured)."""
+"""At most this much is lost when the process is killed. One commit a second takes the recorder as much CPU."""
 GAP_S = 1.0
 """A longer time without a look at the server is a gap in the record: time of this machine, because a server's clock may
 be set."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import orjson
 
 MAX_UNFOLDED_BYTES = 48 << 20
+MAX_JSON_BYTES = MAX_UNFOLDED_BYTES // 2
+"""Larger JSON is not parsed, whatever is in it: its texts alone unfold to too much."""
 TOO_DEEP, TOO_LONG = "nested too deeply", "an integer of over 4,300 digits"
 """What Python's parser does not read, although it may be JSON."""
 _SMALL = MAX_UNFOLDED_BYTES // 248  # at worst, each byte is a brace: 240 for the dict, 8 for the text
@@ -31,8 +33,8 @@ class Parsed(NamedTuple):
 
 def unfolded_bytes(data: bytes) -> int:
     """Return an upper estimate of what parsing the JSON will take (sizes of CPython 3.11 objects, 64 bit)."""
-    if 2 * len(data) > MAX_UNFOLDED_BYTES:
-        return 2 * len(data)  # too large, whatever is in it
+    if len(data) > MAX_JSON_BYTES:
+        return 2 * len(data)
     commas, lists, dicts = data.count(b","), data.count(b"["), data.count(b"{")
     # One character outside the basic plane makes all of a text take four bytes each; as input, and again as value.
     texts = 8 if not data.isascii() and any(lead in data for lead in _ASTRAL) else 5 if b"\\u" in data else 2

@@ -335,7 +335,7 @@ def _begins_named(data: bytes) -> bool:
         head = base64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
     except binascii.Error:
         return False
-    if not head:
+    if not head:  # too short to be taken for base64
         return False
     is_binary = any(head.startswith(magic) for magic, _ in _MAGIC) or msgpack.begins_container(head)
     return is_binary or head[0] in _OLD_PICKLES or json_start(head) in (b"", b"{", b"[", b'"')
