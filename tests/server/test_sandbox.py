@@ -249,12 +249,13 @@ def killed_run(url, *, keys=50):
     return done.stdout.strip()
 
 
-def test_only_a_killed_run_s_sandbox_is_reaped(memkit_server):
-    with memkit_server.client(decode_responses=True) as admin, Sandbox(memkit_server) as neighbour:
+def test_only_a_killed_run_s_sandbox_is_reaped(memkit_server_factory):
+    server = memkit_server_factory()  # its own: a worker may keep a sandbox on the shared one
+    with server.client(decode_responses=True) as admin, Sandbox(server) as neighbour:
         neighbour.client().set(f"{neighbour.prefix}k", 1)
-        killed = killed_run(memkit_server.url, keys=49)
+        killed = killed_run(server.url, keys=49)
         assert admin.dbsize() == 50 + len(["the neighbour's", REGISTRY])
-        with Sandbox(memkit_server):
+        with Sandbox(server):
             assert list(admin.scan_iter(match=f"{killed}*")) == []
             assert neighbour.keys() == [f"{neighbour.prefix}k"]
             users = set(admin.acl_users())
